@@ -1,0 +1,49 @@
+"""Choose the implementation an attend calls. The only module that knows all of them."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from minillm.attention.naive import check_shapes, visible_keys
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    softmax_scale: float | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """`naive_attention(...)[0]` by torch's fused `scaled_dot_product_attention`. Shapes and meaning as there.
+
+    The fused kernel never stores the score matrix. It knows causal attention of a square (q_len = k_len) only; every
+    other pattern is handed over as a boolean mask.
+    """
+    check_shapes(q, k, v, causal=causal, window=window)
+    q_len, num_heads = q.shape[1:3]
+    k_len, num_kv_heads = k.shape[1:3]
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+
+    causal_hides_nothing = not causal or q_len == 1
+    window_hides_nothing = window is None or window >= k_len
+    keep = mask
+    is_square = causal and window_hides_nothing and mask is None and q_len == k_len
+    if not is_square and not (causal_hides_nothing and window_hides_nothing):
+        visible = visible_keys(q_len, k_len, causal=causal, window=window, device=q.device)
+        keep = visible if mask is None else visible & mask
+
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (batch, heads, seq_len, head_dim)
+    folded = q_len == 1 and num_heads != num_kv_heads and (keep is None or keep.dim() < 3 or keep.shape[-3] == 1)
+    if folded:
+        # One token: the heads of a group are just several queries to the same keys, read once.
+        q = q.reshape(q.shape[0], num_kv_heads, num_heads // num_kv_heads, q.shape[-1])
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=keep, is_causal=is_square, scale=scale, enable_gqa=q.shape[1] != num_kv_heads
+    )
+    if keep is not None:
+        out = out.masked_fill(~keep.any(dim=-1, keepdim=True), 0.0)
+    return out.reshape(out.shape[0], num_heads, q_len, -1).transpose(1, 2)
