@@ -23,16 +23,15 @@ WEIGHTS_DIR = Path(__file__).parent / "weights"
 
 
 def resolve_model_path(path: str | Path) -> Path:
-    """The folder of a bundled name ("stories-5m") or of a path. A folder that exists wins over a bundled name.
+    """The folder of a bundled name ("stories-5m") or of a path; "./stories-5m" is a path.
 
     Raises FileNotFoundError that names the bundled models.
     """
-    folder = Path(path)
-    if folder.is_dir():
-        return folder
     bundled = sorted(child.name for child in WEIGHTS_DIR.glob("*") if child.is_dir())
     if str(path) in bundled:
         return WEIGHTS_DIR / str(path)
+    if Path(path).is_dir():
+        return Path(path)
     raise FileNotFoundError(f"no model folder {str(path)!r}; bundled models: {', '.join(bundled) or 'none'}")
 
 
@@ -47,15 +46,23 @@ def read_config(path: str | Path) -> ModelConfig:
             hf_config["eos_token_id"] = generation["eos_token_id"]
     try:
         return from_hf(hf_config)
-    except (ValueError, KeyError) as error:
-        reason = f"missing key {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"{folder / 'config.json'}: {reason}") from error
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
 
 
 def from_hf(hf: dict[str, Any]) -> ModelConfig:
     """`ModelConfig` from the contents of a `config.json`. Raises ValueError for what is not built here."""
+    try:
+        return _from_hf(hf)
+    except KeyError as error:
+        raise ValueError(f"missing key {error}") from error
+    except (TypeError, ArithmeticError) as error:
+        raise ValueError(f"a value of the wrong type ({error})") from error
+
+
+def _from_hf(hf: dict[str, Any]) -> ModelConfig:
     family = hf.get("model_type")
-    if family not in ARCHITECTURES:
+    if not isinstance(family, str) or family not in ARCHITECTURES:
         raise ValueError(f"unsupported model_type {family!r}; supported: {', '.join(ARCHITECTURES)}")
     if hf.get("hidden_act", "silu") != "silu":
         raise ValueError(f"unsupported hidden_act {hf['hidden_act']!r}; SwiGLU needs 'silu'")
@@ -169,7 +176,7 @@ def _rope_from_hf(hf: dict[str, Any]) -> RopeConfig:
         raise ValueError(f"unsupported rope scaling {scaling!r}; supported: default, linear, llama3, yarn")
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError("unsupported partial_rotary_factor: every dimension of a head is rotated here")
-    original = rope.get("original_max_position_embeddings") or hf.get("original_max_position_embeddings")
+    original = hf.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
     max_seq_len = hf.get("max_position_embeddings")
     if scaling != "linear":
         fields["original_max_seq_len"] = original or max_seq_len
