@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,14 +24,14 @@ def attention(
     The fused kernel never stores the score matrix. It knows causal attention of a square (q_len = k_len) only; every
     other pattern is handed over as a boolean mask.
     """
-    check_shapes(q, k, v, causal=causal, window=window)
+    check_shapes(q, k, v, causal=causal, window=window, mask=mask)
     q_len, num_heads = q.shape[1:3]
     k_len, num_kv_heads = k.shape[1:3]
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
 
     causal_hides_nothing = not causal or q_len == 1
     window_hides_nothing = window is None or window >= k_len
-    keep = mask
+    keep = None if mask is None else torch.atleast_2d(mask)  # the fused kernel wants (…, q_len, k_len)
     is_square = causal and window_hides_nothing and mask is None and q_len == k_len
     if not is_square and not (causal_hides_nothing and window_hides_nothing):
         visible = visible_keys(q_len, k_len, causal=causal, window=window, device=q.device)
@@ -46,4 +47,4 @@ def attention(
     )
     if keep is not None:
         out = out.masked_fill(~keep.any(dim=-1, keepdim=True), 0.0)
-    return out.reshape(out.shape[0], num_heads, q_len, -1).transpose(1, 2)
+    return out.reshape(out.shape[0], num_heads, q_len, v.shape[-1]).transpose(1, 2)

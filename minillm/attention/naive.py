@@ -32,9 +32,10 @@ def naive_attention(
 
     Returns out (batch, q_len, num_heads, v_head_dim) in the dtype of q, and lse (batch, q_len, num_heads), natural
     log, float32 (float64 for float64 inputs). Scores and softmax are computed in that wider dtype. A row with no
-    visible key gives out = 0 and lse = -inf. Both results are differentiable.
+    visible key gives out = 0 and lse = -inf. Both results are differentiable. Raises ValueError for shapes that don't
+    fit, a mask that isn't boolean, a window without causal.
     """
-    check_shapes(q, k, v, causal=causal, window=window)
+    check_shapes(q, k, v, causal=causal, window=window, mask=mask)
     q_len, num_heads, k_head_dim = q.shape[1:]
     k_len, num_kv_heads = k.shape[1:3]
     scale = k_head_dim**-0.5 if softmax_scale is None else softmax_scale
@@ -68,16 +69,27 @@ def visible_keys(
     return visible if window is None else visible & (key_slot > query_slot - window)
 
 
-def check_shapes(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, window: int | None) -> None:
-    """Raise ValueError, with the shapes, unless q, k, v fit together as in `naive_attention`."""
+def check_shapes(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, window: int | None, mask: Tensor | None = None
+) -> None:
+    """Raise ValueError, with the shapes, unless q, k, v and mask fit together as in `naive_attention`."""
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
         raise ValueError(f"expected q, k, v of shape (batch, seq_len, heads, head_dim), got {shapes}")
     if q.shape[0] != k.shape[0] or k.shape[:3] != v.shape[:3] or q.shape[-1] != k.shape[-1]:
         raise ValueError(f"batch, key length, KV heads or head_dim of q, k, v don't fit: {shapes}")
-    if q.shape[2] % k.shape[2]:
+    if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
         raise ValueError(f"the query heads must be a multiple of the KV heads: {shapes}")
     if window is not None and not causal:
         raise ValueError(f"window={window} requires causal=True")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1 key, got {window}")
+    if mask is not None:
+        scores_shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+        trailing = scores_shape[len(scores_shape) - mask.dim() :]
+        fits = mask.dim() <= 4 and all(m in (1, n) for m, n in zip(mask.shape, trailing, strict=True))
+        if mask.dtype != torch.bool or not fits:
+            raise ValueError(
+                f"expected a boolean mask broadcastable to (batch, num_heads, q_len, k_len) = {scores_shape}, got "
+                f"{mask.dtype} {tuple(mask.shape)}"
+            )

@@ -38,6 +38,8 @@ class ContiguousCache:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if max_seq_len is not None and max_seq_len < 1:
+            raise ValueError(f"max_seq_len must be at least 1 or None, got {max_seq_len}")
         self.layer_specs = list(layer_specs)
         self.max_seq_len = max_seq_len
         self.dtype = dtype
@@ -86,13 +88,14 @@ class ContiguousCache:
             self._grow(max(needed, 2 * self.capacity))
         if mask is not None and any(spec.window is not None for spec in self.layer_specs):
             raise ValueError("a mask among new tokens can't be combined with sliding windows")
+        attend = ContiguousAttend(self, query_lens, mask)
         self._query_lens = query_lens
-        return ContiguousAttend(self, query_lens, mask)
+        return attend
 
     def commit(self, keep: Sequence[Sequence[int]] | None = None) -> None:
         """Make the tokens of the last `begin` part of their sequences.
 
-        keep[b] lists the new tokens of row b that stay, in order (the accepted path of a tree); the other slots are
+        keep[b] lists the new tokens of row b that stay, ascending (the accepted path of a tree); the other slots are
         given back. None keeps all. Raises RuntimeError without a `begin`.
         """
         if self._query_lens is None:
@@ -101,10 +104,14 @@ class ContiguousCache:
             self.seq_lens = [seq_len + new for seq_len, new in zip(self.seq_lens, self._query_lens, strict=True)]
             self._query_lens = None
             return
-        if len(keep) != self.batch_size or any(
-            not 0 <= node < query_len for nodes, query_len in zip(keep, self._query_lens, strict=True) for node in nodes
-        ):
-            raise ValueError(f"keep must name new tokens of each row (lengths {self._query_lens}), got {keep}")
+        fits = len(keep) == self.batch_size and all(
+            list(nodes) == sorted(set(nodes) & set(range(query_len)))
+            for nodes, query_len in zip(keep, self._query_lens, strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f"keep must name new tokens of each row in ascending order (lengths {self._query_lens}), got {keep}"
+            )
         for row, nodes in enumerate(keep):
             start = self.seq_lens[row]
             source = torch.tensor([start + node for node in nodes], dtype=torch.long, device=self.device)
@@ -208,21 +215,22 @@ class ContiguousAttend:
         return self._visible[window]
 
     def _over_all_keys(self, mask: Tensor) -> Tensor:
-        """A mask among new tokens as (batch or 1, 1, q_len, k_len): shifted to each row's slots, old keys visible."""
-        if mask.dtype != torch.bool or mask.shape[-2:] != (self.q_len, self.q_len):
+        """A mask among new tokens as (batch, 1, q_len, k_len): shifted to each row's slots, old keys visible."""
+        batch_size, square = len(self.query_lens), (self.q_len, self.q_len)
+        if mask.dtype != torch.bool or mask.shape not in (square, (1, *square), (batch_size, *square)):
             raise ValueError(
-                f"expected a boolean mask (…, {self.q_len}, {self.q_len}) among the new tokens, got {mask.dtype} "
+                f"expected a boolean mask {square} or {(batch_size, *square)} among the new tokens, got {mask.dtype} "
                 f"{tuple(mask.shape)}"
             )
-        mask = mask.expand(len(self.query_lens), self.q_len, self.q_len)
-        over_all = torch.ones(len(self.query_lens), self.q_len, self.k_len, dtype=torch.bool, device=self.cache.device)
+        mask = mask.expand(batch_size, *square)
+        over_all = torch.ones(batch_size, self.q_len, self.k_len, dtype=torch.bool, device=self.cache.device)
         for row, start in enumerate(self.cache.seq_lens):
             width = min(self.q_len, self.k_len - start)
             over_all[row, :, start : start + width] = mask[row, :, :width]
         return over_all.unsqueeze(1)
 
     def _check(self, q: Tensor, k: Tensor, v: Tensor) -> None:
-        if torch.is_grad_enabled() and (k.requires_grad or v.requires_grad):
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
             raise RuntimeError("a KV cache does not carry gradients; call the model under torch.inference_mode()")
         expected = (len(self.query_lens), self.q_len)
         if q.dim() != 4 or q.shape[:2] != expected:
