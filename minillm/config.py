@@ -6,6 +6,7 @@ between them and the `config.json` of a Hugging Face checkpoint.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -35,8 +36,20 @@ class RopeConfig:
         known = ("default", "linear", "llama3", "yarn")
         if self.scaling not in known:
             raise ValueError(f"rope scaling must be one of {', '.join(known)}, got {self.scaling!r}")
-        if self.theta <= 0 or self.factor <= 0:
-            raise ValueError(f"rope theta and factor must be positive, got {self.theta} and {self.factor}")
+        for name in ("theta", "factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"):
+            if not _is_number(getattr(self, name)) or getattr(self, name) <= 0:
+                raise ValueError(f"rope {name} must be a positive number, got {getattr(self, name)!r}")
+        for name in ("original_max_seq_len", "attention_factor", "mscale", "mscale_all_dim"):
+            value = getattr(self, name)
+            if value is not None and (not _is_number(value) or value <= 0):
+                raise ValueError(f"rope {name} must be a positive number or None, got {value!r}")
+        if self.scaling == "llama3" and self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f"rope high_freq_factor must be above low_freq_factor, got {self.high_freq_factor} and "
+                f"{self.low_freq_factor}"
+            )
+        if self.scaling == "yarn" and self.theta <= 1:
+            raise ValueError(f"rope scaling 'yarn' needs theta above 1, got {self.theta}")
         if self.scaling in ("llama3", "yarn") and self.original_max_seq_len is None:
             raise ValueError(f"rope scaling {self.scaling!r} needs original_max_seq_len")
 
@@ -74,8 +87,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
         for name in (*sizes, "head_dim", "max_seq_len"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            if not _is_count(getattr(self, name)):
+                raise ValueError(f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}")
+        if not _is_number(self.norm_eps) or self.norm_eps < 0:
+            raise ValueError(f"norm_eps must be a number of at least 0, got {self.norm_eps!r}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads must be a multiple of num_kv_heads, got {self.num_heads} and {self.num_kv_heads}"
@@ -85,7 +100,7 @@ class ModelConfig:
         if self.windows is not None:
             if len(self.windows) != self.num_layers:
                 raise ValueError(f"windows must name {self.num_layers} layers, got {len(self.windows)}")
-            if any(window is not None and window < 1 for window in self.windows):
+            if any(window is not None and not _is_count(window) for window in self.windows):
                 raise ValueError(f"a window must hold at least 1 key, got {self.windows}")
 
     @classmethod
@@ -110,6 +125,14 @@ class ModelConfig:
         from minillm.hf_config import to_hf
 
         return to_hf(self)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _preset(hidden_size: int, intermediate_size: int, num_layers: int, **changes: Any) -> ModelConfig:

@@ -69,6 +69,7 @@ def _from_hf(hf: dict[str, Any]) -> ModelConfig:
     num_heads = hf["num_attention_heads"]
     default_head_dim = 128 if family == "qwen3" else hf["hidden_size"] // num_heads
     attention_bias = family in ("llama", "qwen3") and hf.get("attention_bias", False)
+    default_bos, default_eos = (1, 2) if family in ("llama", "mistral") else (None, None)
     default_kv_heads = {"mistral": 8, "llama": num_heads}.get(family, 32)
     return ModelConfig(
         vocab_size=hf["vocab_size"],
@@ -88,8 +89,8 @@ def _from_hf(hf: dict[str, Any]) -> ModelConfig:
         qk_norm=family == "qwen3",
         windows=_windows_from_hf(hf),
         model_type=family,
-        bos_token_id=hf.get("bos_token_id"),
-        eos_token_ids=_as_tuple(hf.get("eos_token_id")),
+        bos_token_id=hf.get("bos_token_id", default_bos),
+        eos_token_ids=_as_tuple(hf.get("eos_token_id", default_eos)),
     )
 
 
@@ -168,7 +169,7 @@ def _windows_from_hf(hf: dict[str, Any]) -> tuple[int | None, ...] | None:
 
 def _rope_from_hf(hf: dict[str, Any]) -> RopeConfig:
     rope = dict(hf.get("rope_scaling") or {}) | dict(hf.get("rope_parameters") or {})
-    scaling = rope.get("rope_type") or rope.get("type") or "default"
+    scaling: Any = rope.get("rope_type") or rope.get("type") or "default"
     fields: dict[str, Any] = {"theta": float(rope.get("rope_theta") or hf.get("rope_theta") or 10_000.0)}
     if scaling == "default":
         return RopeConfig(**fields)
@@ -196,9 +197,7 @@ def _rope_to_hf(rope: RopeConfig) -> dict[str, Any]:
         hf["factor"] = rope.factor
     if rope.original_max_seq_len is not None:
         hf["original_max_position_embeddings"] = rope.original_max_seq_len
-    return hf | {
-        name: getattr(rope, name) for name in _SCALING_FIELDS[rope.scaling] if getattr(rope, name) is not None
-    }
+    return hf | {name: getattr(rope, name) for name in _SCALING_FIELDS[rope.scaling] if getattr(rope, name) is not None}
 
 
 _SCALING_FIELDS: dict[str, tuple[str, ...]] = {

@@ -1,0 +1,74 @@
+"""The optimiser: who gets weight decay, how the learning rate moves, and how weights start.
+
+AdamW: Loshchilov and Hutter, 2019, arXiv:1711.05101. Cosine schedule: arXiv:1608.03983. Betas, clipping and decay are
+those of Llama (arXiv:2302.13971).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from minillm.training.config import TrainConfig
+
+BETAS = (0.9, 0.95)
+EPS = 1e-8
+RESIDUAL_OUTPUTS = ("wo.weight", "w_down.weight")
+"""The two projections of a block whose output is added to the residual stream."""
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """The learning rate of update `step` (0-based): a linear warm-up to `lr`, then half a cosine down to
+    `min_lr_ratio * lr` at the last update.
+
+    The warm-up starts at `lr / warmup_steps` and not at 0, so that no update is wasted.
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    decay_steps = max(1, config.steps - 1 - config.warmup_steps)
+    progress = min(1.0, (step - config.warmup_steps) / decay_steps)
+    floor = config.min_lr_ratio
+    return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only (every parameter of at least two dimensions).
+
+    Norm gains and biases are left alone: pulling a gain towards 0 does not make the function simpler, it turns the
+    layer off. The fused implementation updates all parameters in one call, with the same results on every run.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=BETAS, eps=EPS, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Sets `lr` in every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+@torch.no_grad()
+def initialize_weights(model: nn.Module, *, num_layers: int, seed: int, std: float = 0.02) -> None:
+    """Draws the starting weights in place: matrices from N(0, std²), gains 1, biases 0.
+
+    The projections that write to the residual stream get `std / sqrt(2 * num_layers)`: each of the `2 * num_layers`
+    of them adds its variance to the stream, and together they should add as much as one layer would (GPT-2, section
+    2.3). Every matrix is drawn on the CPU in float32 in the order of `named_parameters`, so `seed` alone decides the
+    values, whatever the device. Tied weights are one parameter and are drawn once.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim >= 2:
+            scale = std / math.sqrt(2 * num_layers) if name.endswith(RESIDUAL_OUTPUTS) else std
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+        elif name.endswith("bias"):
+            parameter.zero_()
+        else:
+            parameter.fill_(1.0)

@@ -1,0 +1,62 @@
+"""Schedule, parameter groups and starting weights."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+
+from minillm.model.transformer import Transformer
+from minillm.training.optim import build_optimizer, initialize_weights, learning_rate
+from tests.training.tiny import MODEL, tiny_config, tiny_model
+
+
+def test_schedule_equals_torch() -> None:
+    config = tiny_config(steps=60, warmup_steps=10, lr=0.02, min_lr_ratio=0.1)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=config.lr)
+    warm_up = LinearLR(optimizer, start_factor=0.1, end_factor=1.0, total_iters=9)
+    cosine = CosineAnnealingLR(optimizer, T_max=49, eta_min=0.002)
+    scheduler = SequentialLR(optimizer, [warm_up, cosine], milestones=[10])
+    for step in range(60):
+        assert learning_rate(step, config) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6)
+        optimizer.step()
+        scheduler.step()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"warmup_steps": 0}, {"steps": 1, "warmup_steps": 0}, {"steps": 5, "warmup_steps": 9}]
+)
+def test_schedule_at_its_edges(changes: dict[str, int]) -> None:
+    config = tiny_config(lr=1.0, **changes)
+    rates = [learning_rate(step, config) for step in range(config.steps)]
+    assert all(0 < rate <= 1 for rate in rates)
+    if not config.warmup_steps:
+        assert rates[0] == 1.0
+    if config.steps > 1 and config.warmup_steps < config.steps:
+        assert rates[-1] == pytest.approx(config.min_lr_ratio)
+
+
+def test_only_matrices_decay() -> None:
+    model = tiny_model()
+    decayed, spared = build_optimizer(model, tiny_config(weight_decay=0.3)).param_groups
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.3, 0.0)
+    assert all(p.ndim >= 2 for p in decayed["params"]) and all(p.ndim == 1 for p in spared["params"])
+    assert len(decayed["params"]) + len(spared["params"]) == len(list(model.parameters()))
+    assert decayed["betas"] == (0.9, 0.95) and decayed["eps"] == 1e-8
+
+
+def test_starting_weights() -> None:
+    models = [Transformer(MODEL) for _ in range(3)]
+    for model, seed in zip(models, (5, 5, 6), strict=True):
+        initialize_weights(model, num_layers=MODEL.num_layers, seed=seed)
+    same, again, other = (dict(model.named_parameters()) for model in models)
+    for name, parameter in same.items():
+        assert torch.equal(parameter, again[name])
+        if parameter.ndim == 1:
+            assert torch.equal(parameter, torch.ones_like(parameter))
+            continue
+        assert not torch.equal(parameter, other[name])
+        expected = 0.02 / math.sqrt(4) if name.endswith(("wo.weight", "w_down.weight")) else 0.02
+        assert float(parameter.std()) == pytest.approx(expected, rel=0.2)
