@@ -136,9 +136,14 @@ def _is_count(value: Any) -> bool:
 
 
 def _preset(hidden_size: int, intermediate_size: int, num_layers: int, **changes: Any) -> ModelConfig:
-    shape: dict[str, Any] = dict(
-        vocab_size=32_000, num_heads=16, num_kv_heads=8, head_dim=64, max_seq_len=2048, tie_embeddings=True
-    )
+    shape: dict[str, Any] = {
+        "vocab_size": 32_000,
+        "num_heads": 16,
+        "num_kv_heads": 8,
+        "head_dim": 64,
+        "max_seq_len": 2048,
+        "tie_embeddings": True,
+    }
     return ModelConfig(
         hidden_size=hidden_size, intermediate_size=intermediate_size, num_layers=num_layers, **(shape | changes)
     )

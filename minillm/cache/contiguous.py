@@ -180,7 +180,7 @@ class ContiguousAttend:
             self.rows, self.columns = is_token.nonzero(as_tuple=True)
             self.slots = self.positions[self.rows, self.columns]
         self._new_token_mask = None if mask is None else self._over_all_keys(mask)
-        self._visible: dict[int | None, Tensor | None] = {}
+        self._visible: dict[int | None, Tensor] = {}
 
     def __call__(self, layer_idx: int, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> Tensor:
         self._check(q, k, v)
@@ -203,7 +203,7 @@ class ContiguousAttend:
         return slab[:, : self.k_len]
 
     def _ragged_mask(self, window: int | None) -> Tensor:
-        """(batch, 1, q_len, k_len): each row's own causal triangle, cut to the window. Layers with one window share it."""
+        """(batch, 1, q_len, k_len): each row's own causal triangle, cut to the window; made once for each window."""
         if window not in self._visible:
             key_slot = torch.arange(self.k_len, device=self.cache.device)
             query_slot = self.positions.unsqueeze(-1)  # (batch, q_len, 1)

@@ -110,8 +110,8 @@ def generate_batch(
             "expected one SamplingParams for all or one per prompt, and one generator per prompt, got "
             f"{len(prompts)} prompts, {len(params)} params, {len(generators)} generators"
         )
-    prompts = [check_prompt(model.config, prompt, f"prompt {i}") for i, prompt in enumerate(prompts)]
-    limits = [num_tokens_to_generate(model.config, len(prompts[i]), params[i]) for i in range(len(prompts))]
+    contexts = [check_prompt(model.config, prompt, f"prompt {i}") for i, prompt in enumerate(prompts)]
+    limits = [num_tokens_to_generate(model.config, len(contexts[i]), params[i]) for i in range(len(prompts))]
     outputs: list[list[int]] = [[] for _ in prompts]
 
     def is_running(i: int) -> bool:
@@ -121,12 +121,12 @@ def generate_batch(
     active = [i for i in range(len(prompts)) if is_running(i)]  # row b of the cache serves prompt active[b]
     if not active:
         return outputs
-    final_lens = [len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)]
+    final_lens = [len(context) + limit for context, limit in zip(contexts, limits, strict=True)]
     cache = make_cache(model, batch_size=len(active), max_seq_len=max(final_lens))
-    new_token_ids = [prompts[i] for i in active]
+    new_token_ids = [contexts[i] for i in active]
     while True:
         for i, logits in zip(active, last_logits(model, cache, new_token_ids), strict=True):
-            outputs[i].append(sample(logits, params[i], prompts[i] + outputs[i], generators[i]))
+            outputs[i].append(sample(logits, params[i], contexts[i] + outputs[i], generators[i]))
         kept = [row for row, i in enumerate(active) if is_running(i)]
         if not kept:
             return outputs

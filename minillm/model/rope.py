@@ -87,10 +87,11 @@ def _llama3(inv_freq: Tensor, config: RopeConfig, head_dim: int) -> Tensor:
 
 def _yarn(inv_freq: Tensor, config: RopeConfig, head_dim: int) -> Tensor:
     """YaRN (Peng et al. 2023, eq. 13): a linear ramp over dimensions between `beta_fast` and `beta_slow` turns."""
-    assert config.original_max_seq_len is not None
+    original_len = config.original_max_seq_len
+    assert original_len is not None
 
     def dimension_with(turns: float) -> float:
-        wavelength = config.original_max_seq_len / (turns * 2 * math.pi)
+        wavelength = original_len / (turns * 2 * math.pi)
         return head_dim * math.log(wavelength) / (2 * math.log(config.theta))
 
     low, high = dimension_with(config.beta_fast), dimension_with(config.beta_slow)

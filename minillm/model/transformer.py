@@ -53,7 +53,7 @@ class Transformer(nn.Module):
     @property
     def layer_specs(self) -> list[LayerSpec]:
         """One `LayerSpec` a block, in order."""
-        return [block.attention.layer_spec(self.rope) for block in self.blocks]
+        return [block.attention.layer_spec(self.rope) for block in self.blocks]  # type: ignore[union-attr, operator]
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens (...) int64 -> x (..., hidden_size)."""
