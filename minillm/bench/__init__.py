@@ -1,0 +1,6 @@
+"""Measurements: ours against a peer and against what the machine allows.
+
+Reading order: `compare` (interleaved rounds, medians, ratios), `peer` (the same model in transformers),
+`decode` (what `minillm bench decode` measures), `report` (its table, JSON and picture), `registry`
+(decoding methods by name), `demo` (their table).
+"""
