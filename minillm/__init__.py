@@ -11,7 +11,8 @@ Read the package in this order:
     generation/                from a prompt to its continuation
     training/                  where the bundled weights come from
     transform.py               features wrapped around a finished model
-    gemm/, fast_linears.py     matrix products on the CPU, and their use for decoding
+    gemm/, fast_linears.py,    matrix products on the CPU, and their use for decoding
+    fused_blocks.py
     perf/, bench/              what the machine can do, and what was reached
     cli/                       the commands
 

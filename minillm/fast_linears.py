@@ -54,7 +54,7 @@ class FastLinear(nn.Module):
         weight, bias = cast(Tensor, parameters["weight"]), parameters["bias"]
         few_rows = x.numel() <= self.max_rows * self.in_features
         if few_rows and not torch.is_grad_enabled() and self._gemv.can_multiply(x, weight, bias):
-            return self._gemv.multiply(x, weight, bias, self._gemv.threads_for(weight))
+            return self._gemv.multiply(x, weight, bias, self._gemv.threads_for(weight.nbytes))
         return self.base(x)
 
     @property

@@ -17,7 +17,7 @@ MAX_LINES = 300
 LEVELS = [
     {"config", "hf_config", "attention", "gemm", "perf", "data"},
     {"kernels"},
-    {"model", "sampling", "transform", "fast_linears"},
+    {"model", "sampling", "transform", "fast_linears", "fused_blocks"},
     {"cache"},
     {"quant", "sparsity", "lora", "parallel", "distill"},
     {"generation", "training"},

@@ -73,13 +73,12 @@ def check_shapes(
     q: Tensor, k: Tensor, v: Tensor, *, causal: bool, window: int | None, mask: Tensor | None = None
 ) -> None:
     """Raise ValueError, with the shapes, unless q, k, v and mask fit together as in `naive_attention`."""
-    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
-        raise ValueError(f"expected q, k, v of shape (batch, seq_len, heads, head_dim), got {shapes}")
+        raise ValueError(f"expected q, k, v of shape (batch, seq_len, heads, head_dim), got {_shapes(q, k, v)}")
     if q.shape[0] != k.shape[0] or k.shape[:3] != v.shape[:3] or q.shape[-1] != k.shape[-1]:
-        raise ValueError(f"batch, key length, KV heads or head_dim of q, k, v don't fit: {shapes}")
+        raise ValueError(f"batch, key length, KV heads or head_dim of q, k, v don't fit: {_shapes(q, k, v)}")
     if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
-        raise ValueError(f"the query heads must be a multiple of the KV heads: {shapes}")
+        raise ValueError(f"the query heads must be a multiple of the KV heads: {_shapes(q, k, v)}")
     if window is not None and not causal:
         raise ValueError(f"window={window} requires causal=True")
     if window is not None and window < 1:
@@ -93,3 +92,7 @@ def check_shapes(
                 f"expected a boolean mask broadcastable to (batch, num_heads, q_len, k_len) = {scores_shape}, got "
                 f"{mask.dtype} {tuple(mask.shape)}"
             )
+
+
+def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:
+    return f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"

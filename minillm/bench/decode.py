@@ -1,8 +1,8 @@
 """What `minillm bench decode` measures, for one model at a time: decoding, the cost of rows, prefill.
 
 Everything about one model is interleaved (see `compare`) and shares one set of weights in memory: ours as
-it is ("core"), ours with the fast linears ("fast"), and the peer, called in a bare loop and through
-`generate()`. All decode greedily from a prompt of one token, so that n new tokens are n steps of one row.
+it is ("core"), with the fast linears ("fast"), with fused blocks too ("fused"), and the peer, called in a bare loop
+and through `generate()`. All decode greedily from a prompt of one token, so that n new tokens are n steps of one row.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from minillm.bench.compare import Comparison, compare
 from minillm.bench.peer import can_use_peer, make_peer, peer_generate, peer_loop
 from minillm.config import PRESETS, ModelConfig
 from minillm.fast_linears import can_use_fast_linears, use_fast_linears
+from minillm.fused_blocks import use_fused_blocks
 from minillm.generation.generate import generate, last_logits, make_cache
 from minillm.model.checkpoint import load_model
 from minillm.model.transformer import Transformer
@@ -61,9 +62,7 @@ QUICK = Plan(rounds=2, side_rounds=1, most_tokens=3, row_counts=(1, 2), prefill_
 
 @dataclass(frozen=True)
 class Result:
-    """Measurements of one model in one dtype. Keys of the comparisons: "core", "fast", "peer loop", "peer
-    generate".
-    """
+    """Measurements of one model in one dtype, under the names "core", "fast", "fused", "peer loop", "peer generate"."""
 
     size: str
     dtype: str
@@ -114,6 +113,11 @@ def fast_copy(model: Transformer) -> Transformer:
     return use_fast_linears(copy.deepcopy(model, shared))
 
 
+def fused_copy(model: Transformer) -> Transformer:
+    """A model with fast linears and fused blocks over the same parameters."""
+    return use_fused_blocks(fast_copy(model))
+
+
 def num_tokens(weight_bytes: int, most_tokens: int) -> int:
     """Tokens a call: as many as move about 4 GiB, between 4 and `most_tokens`."""
     return max(min(4, most_tokens), min(most_tokens, 4 * 2**30 // weight_bytes))
@@ -126,7 +130,7 @@ def measure(
     model, weights = load_size(size, dtype)
     ours = {"core": model}
     if can_use_fast_linears():
-        ours["fast"] = fast_copy(model)
+        ours |= {"fast": fast_copy(model), "fused": fused_copy(model)}
     peer = make_peer(model) if can_use_peer() else None
     weight_bytes = weight_bytes_per_step(model)
     tokens = num_tokens(weight_bytes, plan.most_tokens)

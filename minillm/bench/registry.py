@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from minillm.bench.decode import fast_copy
+from minillm.bench.decode import fast_copy, fused_copy
 from minillm.fast_linears import can_use_fast_linears
 from minillm.generation.generate import generate, generate_batch, generate_uncached
 from minillm.model.transformer import Transformer
@@ -61,7 +61,7 @@ register(
 register(DecodingMethod("KV cache", decode=lambda model, prompt, params: [generate(model, prompt, params)]))
 register(
     DecodingMethod(
-        "KV cache, fast linears",
+        "  and fast linears",
         decode=lambda model, prompt, params: [generate(model, prompt, params)],
         prepare=fast_copy,
         can_run=can_use_fast_linears,
@@ -69,9 +69,17 @@ register(
 )
 register(
     DecodingMethod(
-        f"KV cache, batch of {BATCH_SIZE}",
+        "  and fused blocks",
+        decode=lambda model, prompt, params: [generate(model, prompt, params)],
+        prepare=fused_copy,
+        can_run=can_use_fast_linears,
+    )
+)
+register(
+    DecodingMethod(
+        f"  and a batch of {BATCH_SIZE}",
         decode=lambda model, prompt, params: generate_batch(model, [prompt] * BATCH_SIZE, params),
         bytes_per_token=lambda model, seq_len: decode_bytes_per_token(model, seq_len, batch_size=BATCH_SIZE),
-        prepare=fast_copy,
+        prepare=fused_copy,
     )
 )

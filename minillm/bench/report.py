@@ -15,8 +15,8 @@ from minillm.perf.machine import last_cache_bytes
 COLUMNS = f"{'':14}{'tokens/s':>10}  {'× generate()':>20}  {'× loop':>20}  {'bandwidth':>18}"
 
 # Okabe and Ito's palette: told apart with any colour vision.
-COLOURS = {"core": "#0072B2", "fast": "#D55E00", "peer loop": "#009E73", "peer generate": "#CC79A7"}
-MARKERS = {"core": "o", "fast": "s", "peer loop": "^", "peer generate": "D"}
+COLOURS = {"core": "#0072B2", "fast": "#E69F00", "fused": "#D55E00", "peer loop": "#009E73"}
+MARKERS = {"core": "o", "fast": "s", "fused": "D", "peer loop": "^"}
 
 
 def table(result: Result) -> str:
@@ -101,7 +101,7 @@ def write_plot(results: Sequence[Result], file: Path) -> None:
 
 def _plot_ratios(axes: Any, results: Sequence[Result]) -> None:
     labels = [f"{result.size}\n{result.dtype}" for result in results]
-    for offset, name in ((-0.2, "core"), (0.2, "fast")):
+    for offset, name in ((-0.27, "core"), (0.0, "fast"), (0.27, "fused")):
         places = [i for i, result in enumerate(results) if {name, "peer generate"} <= result.decode.seconds.keys()]
         spreads = [results[i].decode.speedup(name, over="peer generate") for i in places]
         heights = [spread.median for spread in spreads]
@@ -109,7 +109,7 @@ def _plot_ratios(axes: Any, results: Sequence[Result]) -> None:
         axes.bar(
             [i + offset for i in places],
             heights,
-            0.38,
+            0.25,
             yerr=errors,
             capsize=3,
             color=COLOURS[name],

@@ -69,7 +69,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     choice.add_argument("--beams", type=int, metavar="N", help="beam search with N beams")
 
     add_machine_options(parser)
-    parser.add_argument("--no-fast", action="store_true", help="leave the numba linears out")
+    parser.add_argument("--no-fast", action="store_true", help="leave the numba kernels out")
     parser.set_defaults(run=run)
     return parser
 
@@ -139,13 +139,14 @@ def load(args: argparse.Namespace, folder: Path) -> tuple[Transformer, Tokenizer
 
 
 def make_fast(model: Transformer) -> None:
-    """On a CPU, use the fast linears; one forward compiles them, so that no token pays for it."""
+    """On a CPU, use fast linears and fused blocks; one forward compiles them, so that no token pays for it."""
     import torch
 
     from minillm.fast_linears import use_fast_linears
+    from minillm.fused_blocks import use_fused_blocks
 
     if model.embed_tokens.weight.device.type == "cpu":
-        use_fast_linears(model)
+        use_fused_blocks(use_fast_linears(model))
         with torch.inference_mode():
             model(torch.zeros(1, 1, dtype=torch.int64))
 

@@ -1,5 +1,5 @@
 """Matrix products on the CPU.
 
-Reading order: `threads` (starting numba's), `gemv` (a few rows times a matrix, the product of decoding).
-Both need numba and are imported by name only.
+Reading order: `gemv` (a few rows times a matrix, the product of decoding) with `numbers` and `threads` under it, then
+`fused` (half a transformer block in one call). All need numba and are imported by name only.
 """

@@ -1,14 +1,13 @@
 """Products of a few rows with a matrix, y = x Wᵀ + bias: what one decoded token costs (needs numba).
 
 A matrix–vector product reads each weight once for one multiply-add, so that its speed is the speed of reading
-memory. Two things decide it: every core must stream its own part of W, and the cores must start quickly.
-Up to four rows of x share each weight while it is in a register, which makes the second to fourth row
-almost free.
+memory. Two things decide it: every core must stream its own part of W, and the cores must start quickly. Up to
+four rows of x share each weight while it is in a register, which makes the second to fourth row almost free.
 
     W (out_features, in_features)      thread 0 ->  ═══════════  rows of W are contiguous: each thread walks
-                                       thread 0 ->  ═══════════  whole rows from left to right and keeps
-                                       thread 1 ->  ═══════════  one vector of partial sums for each (row
-                                       of x, thread 1 ->  ═══════════  row of W) pair
+                                       thread 0 ->  ═══════════  whole rows from left to right and keeps one
+                                       thread 1 ->  ═══════════  vector of partial sums for each pair of a row
+                                       thread 1 ->  ═══════════  of x and a row of W
 """
 
 from __future__ import annotations
@@ -17,18 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import carray, njit, prange, types
-from numba.extending import intrinsic, overload
+from numba import carray, njit, prange
 from torch import Tensor
 
+from minillm.gemm.numbers import FASTMATH, narrow, pointer, widen
 from minillm.gemm.threads import threading_layer
 
-# A sum may be reordered, or LLVM can't keep several partial sums; NaN and infinity must stay what they are.
-_FASTMATH = {"reassoc", "contract", "nsz"}
-
-# Starting the threads costs about 3 µs with OpenMP or TBB and 40 µs with numba's own workqueue. Below
-# these sizes of
-# W, in bytes, one core is done sooner.
+# Starting the threads costs about 3 µs with OpenMP or TBB and 40 µs with numba's own workqueue. Below these sizes
+# of W, in bytes, one core is done sooner.
 _PARALLEL_FROM_BYTES = {"omp": 384 * 1024, "tbb": 384 * 1024, "workqueue": 4 * 1024 * 1024}
 
 
@@ -52,7 +47,7 @@ def few_row_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, num
             f"{'no bias' if bias is None else _describe(bias)}"
         )
     threading_layer()
-    return multiply(x, weight, bias, num_threads or threads_for(weight))
+    return multiply(x, weight, bias, num_threads or threads_for(weight.nbytes))
 
 
 def can_multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -95,55 +90,16 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, num_threads: int) -
     return y
 
 
-def threads_for(weight: Tensor) -> int:
-    """Threads that pay for a weight of this size, from measured costs of starting them."""
-    return torch.get_num_threads() if weight.nbytes >= _PARALLEL_FROM_BYTES[threading_layer()] else 1
+def threads_for(num_bytes: int) -> int:
+    """Threads that pay for weights of this size, from measured costs of starting them."""
+    return torch.get_num_threads() if num_bytes >= _PARALLEL_FROM_BYTES[threading_layer()] else 1
 
 
-@intrinsic
-def _pointer(typing_context, address):  # type: ignore[no-untyped-def]
-    """An integer as a pointer: the one thing that numba has no spelling for."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return types.voidptr(types.uintp), codegen
-
-
-def _widen(value: Any) -> Any:
-    """A stored number as float32; bfloat16, stored as uint16, is the upper half of one."""
-
-
-@overload(_widen, strict=False)
-def _widen_overload(value: Any) -> Any:
-    if value == types.uint16:
-        return lambda value: np.uint32(np.uint32(value) << np.uint32(16)).view(np.float32)
-    return lambda value: value
-
-
-def _narrow(value: Any, like: Any) -> Any:
-    """A float32 as a number of the kind of `like`; to bfloat16 it rounds to nearest, ties to even."""
-
-
-@overload(_narrow, strict=False)
-def _narrow_overload(value: Any, like: Any) -> Any:
-    if like != types.uint16:
-        return lambda value, like: value
-
-    def to_bfloat16(value: Any, like: Any) -> Any:
-        bits = np.float32(value).view(np.uint32)
-        if value != value:  # rounding could carry a NaN's mantissa into infinity
-            return np.uint16((bits >> np.uint32(16)) | np.uint32(0x40))
-        return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
-
-    return to_bfloat16
-
-
-@njit(fastmath=_FASTMATH, cache=True, nogil=True)
+@njit(fastmath=FASTMATH, cache=True, nogil=True)
 def _dot(x: Any, w: Any, r: int, o: int) -> Any:  # pragma: no cover (compiled)
     total = np.float32(0)
     for k in range(x.shape[1]):
-        total += x[r, k] * _widen(w[o, k])
+        total += x[r, k] * widen(w[o, k])
     return total
 
 
@@ -151,14 +107,14 @@ def _dot(x: Any, w: Any, r: int, o: int) -> Any:  # pragma: no cover (compiled)
 def _store_column(
     y: Any, r: int, o: int, start: Any, s0: Any, s1: Any, s2: Any, s3: Any
 ) -> None:  # pragma: no cover (compiled)
-    y[r, o] = _narrow(start + s0, y[r, o])
-    y[r + 1, o] = _narrow(start + s1, y[r, o])
-    y[r + 2, o] = _narrow(start + s2, y[r, o])
-    y[r + 3, o] = _narrow(start + s3, y[r, o])
+    y[r, o] = narrow(start + s0, y[r, o])
+    y[r + 1, o] = narrow(start + s1, y[r, o])
+    y[r + 2, o] = narrow(start + s2, y[r, o])
+    y[r + 3, o] = narrow(start + s3, y[r, o])
 
 
-@njit(fastmath=_FASTMATH, cache=True, nogil=True)
-def _rows_of_w(x: Any, w: Any, bias: Any, y: Any, first: int, last: int) -> None:  # pragma: no cover (compiled)
+@njit(fastmath=FASTMATH, cache=True, nogil=True)
+def rows_of_w(x: Any, w: Any, bias: Any, y: Any, first: int, last: int) -> None:  # pragma: no cover (compiled)
     """y[:, first:last] of x (rows, in_features) float32. Accumulators are scalars: LLVM turns each into
     vectors.
     """
@@ -167,14 +123,14 @@ def _rows_of_w(x: Any, w: Any, bias: Any, y: Any, first: int, last: int) -> None
     o = first
     while o < last:
         pair = min(o + 1, last - 1)  # two rows of W at a time; an odd last row is paired with itself
-        start_0 = _widen(bias[o]) if bias.size else zero
-        start_1 = _widen(bias[pair]) if bias.size else zero
+        start_0 = widen(bias[o]) if bias.size else zero
+        start_1 = widen(bias[pair]) if bias.size else zero
         r = 0
         while r + 4 <= rows:
             s00, s10, s20, s30 = zero, zero, zero, zero  # s(row of x)(row of W)
             s01, s11, s21, s31 = zero, zero, zero, zero
             for k in range(in_features):
-                w_0, w_1 = _widen(w[o, k]), _widen(w[pair, k])
+                w_0, w_1 = widen(w[o, k]), widen(w[pair, k])
                 x_0, x_1, x_2, x_3 = x[r, k], x[r + 1, k], x[r + 2, k], x[r + 3, k]
                 s00 += x_0 * w_0
                 s01 += x_0 * w_1
@@ -189,8 +145,8 @@ def _rows_of_w(x: Any, w: Any, bias: Any, y: Any, first: int, last: int) -> None
             r += 4
         while r < rows:
             # One row of W after the other: memory delivers one stream faster than two.
-            y[r, o] = _narrow(start_0 + _dot(x, w, r, o), y[r, o])
-            y[r, pair] = _narrow(start_1 + _dot(x, w, r, pair), y[r, o])
+            y[r, o] = narrow(start_0 + _dot(x, w, r, o), y[r, o])
+            y[r, pair] = narrow(start_1 + _dot(x, w, r, pair), y[r, o])
             r += 1
         o += 2
 
@@ -199,19 +155,19 @@ def _rows_of_w(x: Any, w: Any, bias: Any, y: Any, first: int, last: int) -> None
 def _share_out(x: Any, w: Any, bias: Any, y: Any, num_threads: int) -> None:  # pragma: no cover (compiled)
     out_features = w.shape[0]
     for thread in prange(num_threads):
-        _rows_of_w(x, w, bias, y, out_features * thread // num_threads, out_features * (thread + 1) // num_threads)
+        rows_of_w(x, w, bias, y, out_features * thread // num_threads, out_features * (thread + 1) // num_threads)
 
 
 @njit(cache=True, nogil=True)
 def _float32(
     x: int, w: int, bias: int, y: int, rows: int, out_features: int, in_features: int, num_threads: int
 ) -> None:  # pragma: no cover (compiled)
-    x_array = carray(_pointer(x), (rows, in_features), np.float32)
-    w_array = carray(_pointer(w), (out_features, in_features), np.float32)
-    bias_array = carray(_pointer(bias), (out_features if bias else 0,), np.float32)
-    y_array = carray(_pointer(y), (rows, out_features), np.float32)
+    x_array = carray(pointer(x), (rows, in_features), np.float32)
+    w_array = carray(pointer(w), (out_features, in_features), np.float32)
+    bias_array = carray(pointer(bias), (out_features if bias else 0,), np.float32)
+    y_array = carray(pointer(y), (rows, out_features), np.float32)
     if num_threads == 1:
-        _rows_of_w(x_array, w_array, bias_array, y_array, 0, out_features)
+        rows_of_w(x_array, w_array, bias_array, y_array, 0, out_features)
     else:
         _share_out(x_array, w_array, bias_array, y_array, num_threads)
 
@@ -220,16 +176,16 @@ def _float32(
 def _bfloat16(
     x: int, w: int, bias: int, y: int, rows: int, out_features: int, in_features: int, num_threads: int
 ) -> None:  # pragma: no cover (compiled)
-    narrow_x = carray(_pointer(x), (rows, in_features), np.uint16)
+    narrow_x = carray(pointer(x), (rows, in_features), np.uint16)
     x_array = np.empty((rows, in_features), np.float32)
     for r in range(rows):
         for k in range(in_features):
-            x_array[r, k] = _widen(narrow_x[r, k])
-    w_array = carray(_pointer(w), (out_features, in_features), np.uint16)
-    bias_array = carray(_pointer(bias), (out_features if bias else 0,), np.uint16)
-    y_array = carray(_pointer(y), (rows, out_features), np.uint16)
+            x_array[r, k] = widen(narrow_x[r, k])
+    w_array = carray(pointer(w), (out_features, in_features), np.uint16)
+    bias_array = carray(pointer(bias), (out_features if bias else 0,), np.uint16)
+    y_array = carray(pointer(y), (rows, out_features), np.uint16)
     if num_threads == 1:
-        _rows_of_w(x_array, w_array, bias_array, y_array, 0, out_features)
+        rows_of_w(x_array, w_array, bias_array, y_array, 0, out_features)
     else:
         _share_out(x_array, w_array, bias_array, y_array, num_threads)
 

@@ -41,8 +41,11 @@ def hf_name(name: str) -> str:
 def plain_weights(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of every weight as an unwrapped model would hold it, one at a time.
 
-    A wrapped linear counts as its `dense_weight()` and its `bias`, if any; what is inside stays hidden.
+    A wrapped linear counts as its `dense_weight()` and its `bias`, if any; what is inside stays hidden. Any other
+    wrapper offers `plain_module()`, the module that it stands for.
     """
+    if callable(plain_module := getattr(module, "plain_module", None)):
+        module = plain_module()
     if callable(dense_weight := getattr(module, "dense_weight", None)):
         yield f"{prefix}weight", dense_weight()
         if isinstance(bias := getattr(module, "bias", None), Tensor):

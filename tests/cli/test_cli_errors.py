@@ -130,9 +130,12 @@ def test_version(minillm) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT to a process")
 def test_ctrl_c(model_folder: Path) -> None:
     command = [sys.executable, "-m", "minillm", "generate", "-", "--model", str(model_folder)]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+
+    def listen_to_ctrl_c() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a suite in the background was started with it ignored
+
+    with subprocess.Popen(command, cwd=ROOT, text=True, preexec_fn=listen_to_ctrl_c, **pipes) as process:
         time.sleep(1)  # it waits for its prompt
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=30)
