@@ -21,7 +21,7 @@ DESCRIPTION = "Train a small model from nothing, on generated children's stories
 EXAMPLES = """\
 examples:
   minillm train --out runs/first --tokens 2_000_000          a first model in a few minutes
-  minillm train --out runs/stories --tokens 80_000_000       the recipe of the bundled model
+  minillm train --out runs/stories-5m                        the bundled model: the defaults are its recipe
   minillm train --out runs/mine --text book.txt notes.txt --tokens 5_000_000
   minillm train --out runs/first --resume                    go on after Ctrl-C, with the settings of that run
   minillm generate "Once upon a time" --model runs/first/model
@@ -30,7 +30,7 @@ text files are UTF-8; <|endoftext|> separates documents, otherwise a file is one
 the last 5 % of the text is held out for evaluation.
 """
 DEFAULT_PRESET = "stories-5m"
-DEFAULT_TOKENS = 30_000_000
+DEFAULT_TOKENS = 11_000_000
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -67,16 +67,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--tokens", type=int, help=f"tokens to train on, rounded up to steps (default {DEFAULT_TOKENS:_})"
     )
     amount.add_argument("--steps", type=int, help="optimiser updates")
-    length.add_argument("--batch-size", type=int, help="rows in a batch (default 16)")
+    length.add_argument("--batch-size", type=int, help="rows in a batch (default 8)")
     length.add_argument("--seq-len", type=int, help="tokens in a row (default 512)")
     length.add_argument("--grad-accum", type=int, help="batches in an update (default 1)")
 
     optimiser = parser.add_argument_group("optimiser (AdamW, warm-up then cosine)")
-    optimiser.add_argument("--lr", type=float, help="highest learning rate (default 3e-3)")
+    optimiser.add_argument("--lr", type=float, help="highest learning rate (default 2e-3)")
     optimiser.add_argument(
-        "--warmup-steps", type=int, help="updates until it is reached (default 200, at most a tenth of all)"
+        "--warmup-steps", type=int, help="updates until it is reached (default 100, at most a tenth of all)"
     )
-    optimiser.add_argument("--min-lr-ratio", type=float, help="last learning rate over the highest (default 0.1)")
+    optimiser.add_argument("--min-lr-ratio", type=float, help="last learning rate over the highest (default 0.02)")
     optimiser.add_argument("--weight-decay", type=float, help="on matrices only (default 0.1)")
     optimiser.add_argument("--grad-clip", type=float, help="largest norm of the gradient (default 1)")
     optimiser.add_argument("--seed", type=int, help="decides stories, order and starting weights (default 0)")
@@ -198,7 +198,7 @@ def train_config(args: argparse.Namespace) -> TrainConfig:
     if "steps" not in given:
         shape = TrainConfig(**(given | {"steps": 1}))
         given["steps"] = steps_for(getattr(args, "tokens", DEFAULT_TOKENS), shape.tokens_per_step)
-    given.setdefault("warmup_steps", min(200, given["steps"] // 10))
+    given.setdefault("warmup_steps", min(100, given["steps"] // 10))
     return TrainConfig(**given)
 
 

@@ -31,12 +31,12 @@ class TrainConfig:
     """
 
     steps: int
-    batch_size: int = 16
+    batch_size: int = 8
     seq_len: int = 512
     grad_accum: int = 1
-    lr: float = 3e-3
-    warmup_steps: int = 200
-    min_lr_ratio: float = 0.1
+    lr: float = 2e-3
+    warmup_steps: int = 100
+    min_lr_ratio: float = 0.02
     weight_decay: float = 0.1
     grad_clip: float = 1.0
     seed: int = 0

@@ -58,5 +58,5 @@ def test_starting_weights() -> None:
             assert torch.equal(parameter, torch.ones_like(parameter))
             continue
         assert not torch.equal(parameter, other[name])
-        expected = 0.02 / math.sqrt(4) if name.endswith(("wo.weight", "w_down.weight")) else 0.02
+        expected = parameter.shape[-1] ** -0.5 / (math.sqrt(4) if name.endswith(("wo.weight", "w_down.weight")) else 1)
         assert float(parameter.std()) == pytest.approx(expected, rel=0.2)

@@ -22,7 +22,7 @@ MODEL = ModelConfig(
 
 def tiny_model(seed: int = 0) -> Transformer:
     model = Transformer(MODEL)
-    initialize_weights(model, num_layers=MODEL.num_layers, seed=seed, std=0.2)
+    initialize_weights(model, num_layers=MODEL.num_layers, seed=seed)
     return model
 
 
