@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         if unknown:
             print(warning(unknown), file=sys.stderr)
     if not args.no_fast:
-        make_fast(model)
+        make_fast(model, quiet=args.quiet)
     measure = print_beam_search if args.beams is not None else print_stream
     summary = measure(args, model, tokenizer, prompt, params)
     if not args.quiet:
@@ -138,8 +139,11 @@ def load(args: argparse.Namespace, folder: Path) -> tuple[Transformer, Tokenizer
     return load_model(folder, dtype=dtype, device=device), load_tokenizer(folder)
 
 
-def make_fast(model: Transformer) -> None:
-    """On a CPU, use fast linears and fused blocks; one forward compiles them, so that no token pays for it."""
+def make_fast(model: Transformer, *, quiet: bool) -> None:
+    """On a CPU, use fast linears and fused blocks; one forward compiles them, so that no token pays for it.
+
+    The first time on a machine that takes some seconds, which a line on stderr explains unless `quiet`.
+    """
     import torch
 
     from minillm.fast_linears import use_fast_linears
@@ -147,8 +151,14 @@ def make_fast(model: Transformer) -> None:
 
     if model.embed_tokens.weight.device.type == "cpu":
         use_fused_blocks(use_fast_linears(model))
+        message = "compiling kernels for this processor (the first time only) ..."
+        timer = threading.Timer(1.5, print, [message], {"file": sys.stderr, "flush": True})
+        timer.daemon = True
+        if not quiet:
+            timer.start()
         with torch.inference_mode():
             model(torch.zeros(1, 1, dtype=torch.int64))
+        timer.cancel()
 
 
 def print_stream(
