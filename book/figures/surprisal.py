@@ -56,12 +56,12 @@ def draw(pieces: list[tuple[str, float]], path: Path) -> None:
             lines.append([])
             column = 0
     line_height, char_width = 0.27, 0.0905
-    width, height = (WIDTH_CHARS + 4) * char_width, (len(lines) + 3.4) * line_height
+    width, height = (WIDTH_CHARS + 4) * char_width, (len(lines) + 4.6) * line_height
     figure, axes = plt.subplots(figsize=(width, height), dpi=200)
     figure.patch.set_facecolor(PAPER)
     axes.set_position((0, 0, 1, 1))
     axes.set_xlim(-2, WIDTH_CHARS + 2)
-    axes.set_ylim(len(lines) + 2.2, -1.2)
+    axes.set_ylim(len(lines) + 3.4, -1.2)
     axes.axis("off")
     for row, line in enumerate(lines):
         column = 0
@@ -74,7 +74,7 @@ def draw(pieces: list[tuple[str, float]], path: Path) -> None:
                     color=INK, ha="center", va="center_baseline",
                 )  # fmt: skip
             column += len(text)
-    bar_axes = figure.add_axes((0.33, 0.9 * line_height / height, 0.34, 0.32 * line_height / height))
+    bar_axes = figure.add_axes((0.33, 2.3 * line_height / height, 0.34, 0.32 * line_height / height))
     bar = figure.colorbar(ScalarMappable(Normalize(0, MAX_NATS), SHADES), cax=bar_axes, orientation="horizontal")
     bar.set_label("surprise of the model at each token (nats)", color=INK, fontsize=8.5)
     bar.ax.tick_params(labelsize=8, colors=INK, length=2)

@@ -172,7 +172,7 @@ def test_stories_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--lr", "0.5"], "--lr cannot change from 0.003 to 0.5"),
+        (["--lr", "0.5"], "--lr cannot change from 0.002 to 0.5"),
         (["--steps", "13"], "--steps cannot change from 12 to 13"),
         (["--tokens", "640"], "--steps cannot change from 12 to 10"),
         (["--seed", "1"], "--seed cannot change"),
