@@ -8,7 +8,7 @@ it found, and knows nothing of linears that are wrapped afterwards.
 
 from __future__ import annotations
 
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ def use_fused_blocks(model: ModelT) -> ModelT:
         blocks = cast(nn.ModuleList, model.blocks)
         for index, block in enumerate(blocks):
             if can_fuse(block):
-                blocks[index] = FusedBlock(block)
+                blocks[index] = FusedBlock(cast(Block, block))
     return model
 
 
@@ -69,7 +69,8 @@ class FusedBlock(nn.Module):
 
         self.base = base
         self.max_rows = max_rows
-        self._fused, self._gemv = fused, gemv
+        self._fused: Any = fused
+        self._gemv = gemv
         self._tensors = _tensors(base)  # the parameters themselves, in the order of the kernels' arguments
         self._hidden_size: int = base.attention.wq.in_features
         self._q_size: int = base.attention.wq.out_features
