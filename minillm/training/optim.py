@@ -60,8 +60,8 @@ def initialize_weights(model: nn.Module, *, num_layers: int, seed: int) -> None:
 
     A matrix (out_features, in_features) then passes on the variance of its inputs (LeCun et al. 1998, "Efficient
     BackProp", eq. 16), so queries and keys start at unit scale and attention can tell tokens apart from the first
-    update on. The customary 0.02 does that for widths near 2500; at a width of 256 attention starts out uniform, and
-    learning to copy a name takes several times as many updates.
+    update on. The customary 0.02 does that for widths near 2500; at a width of 256 every score starts near 0, attention
+    starts out uniform, and learning to look a name up in the context takes longer.
 
     The projections that write to the residual stream get another factor `1 / sqrt(2 * num_layers)`: each of the
     `2 * num_layers` of them adds its variance to the stream, and together they should add as much as one layer would
