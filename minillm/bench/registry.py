@@ -51,6 +51,11 @@ def decoding_methods() -> list[DecodingMethod]:
 
 BATCH_SIZE = 8
 
+
+def _generate_one(model: Transformer, prompt: Sequence[int], params: SamplingParams) -> list[list[int]]:
+    return [generate(model, prompt, params)]
+
+
 register(
     DecodingMethod(
         "no cache",
@@ -58,11 +63,11 @@ register(
         bytes_per_token=lambda model, seq_len: weight_bytes_per_step(model, batch_size=seq_len),
     )
 )
-register(DecodingMethod("KV cache", decode=lambda model, prompt, params: [generate(model, prompt, params)]))
+register(DecodingMethod("KV cache", decode=_generate_one))
 register(
     DecodingMethod(
         "  and fast linears",
-        decode=lambda model, prompt, params: [generate(model, prompt, params)],
+        decode=_generate_one,
         prepare=fast_copy,
         can_run=can_use_fast_linears,
     )
@@ -70,7 +75,7 @@ register(
 register(
     DecodingMethod(
         "  and fused blocks",
-        decode=lambda model, prompt, params: [generate(model, prompt, params)],
+        decode=_generate_one,
         prepare=fused_copy,
         can_run=can_use_fast_linears,
     )
