@@ -23,6 +23,7 @@ examples:
   minillm train --out runs/first --tokens 2_000_000          a first model in a few minutes
   minillm train --out runs/stories-5m                        the bundled model: the defaults are its recipe
   minillm train --out runs/mine --text book.txt notes.txt --tokens 5_000_000
+  minillm train --out runs/more --init-from runs/first/model --seed 1 --lr 1e-3
   minillm train --out runs/first --resume                    go on after Ctrl-C, with the settings of that run
   minillm generate "Once upon a time" --model runs/first/model
 
@@ -54,6 +55,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     model = source.add_mutually_exclusive_group()
     model.add_argument("--preset", help=f"shape of the model by name (default {DEFAULT_PRESET})")
     model.add_argument("--config", metavar="FILE", help="shape of the model from a Hugging Face config.json")
+    model.add_argument(
+        "--init-from", metavar="MODEL", help="start from the weights and tokenizer of a model: a name or a folder"
+    )
     source.add_argument("--text", nargs="+", metavar="FILE", help="train on these files instead of generated stories")
     vocabulary = source.add_mutually_exclusive_group()
     vocabulary.add_argument(
@@ -135,7 +139,9 @@ def settings_of_new_run(args: argparse.Namespace) -> RunSettings:
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         hint = "add --resume to go on with that run" if (args.out / "train.json").is_file() else "choose another --out"
         raise ValueError(f"{args.out} is not empty; {hint}")
-    return RunSettings(train_config(args), model_config(args), text_files(args), tokenizer_file(args))
+    return RunSettings(
+        train_config(args), model_config(args), text_files(args), tokenizer_file(args), init_folder(args)
+    )
 
 
 def settings_of_resumed_run(args: argparse.Namespace) -> RunSettings:
@@ -143,7 +149,7 @@ def settings_of_resumed_run(args: argparse.Namespace) -> RunSettings:
     change.
     """
     from minillm.training.config import WATCHING_FIELDS
-    from minillm.training.run import RunSettings, read_settings
+    from minillm.training.run import read_settings
 
     stored = read_settings(args.out)
     given = given_train_fields(args)
@@ -156,6 +162,8 @@ def settings_of_resumed_run(args: argparse.Namespace) -> RunSettings:
         expected["text"] = (stored.text_files, text_files(args))
     if hasattr(args, "tokenizer"):
         expected["tokenizer"] = (stored.tokenizer_file, tokenizer_file(args))
+    if hasattr(args, "init_from"):
+        expected["init_from"] = (stored.init_from, init_folder(args))
     if hasattr(args, "preset") or hasattr(args, "config"):
         asked = replace(model_config(args), vocab_size=stored.model.vocab_size)
         expected["preset" if hasattr(args, "preset") else "config"] = (stored.model.to_hf(), asked.to_hf())
@@ -168,7 +176,7 @@ def settings_of_resumed_run(args: argparse.Namespace) -> RunSettings:
                 f"--{name.replace('_', '-')} cannot change{detail} while resuming; start a new run in another --out"
             )
     changes = {name: value for name, value in given.items() if name in WATCHING_FIELDS}
-    return RunSettings(replace(stored.train, **changes), stored.model, stored.text_files, stored.tokenizer_file)
+    return replace(stored, train=replace(stored.train, **changes))
 
 
 def given_train_fields(args: argparse.Namespace) -> dict[str, Any]:
@@ -210,9 +218,14 @@ def steps_for(tokens: int, tokens_per_step: int) -> int:
 
 
 def model_config(args: argparse.Namespace) -> ModelConfig:
-    """The shape of the model from `--config` or `--preset`, with `--vocab-size`."""
+    """The shape of the model from `--config`, `--init-from` or `--preset`, with `--vocab-size`."""
     from minillm.config import PRESETS, ModelConfig
 
+    folder = init_folder(args)
+    if folder is not None:
+        if hasattr(args, "vocab_size") or hasattr(args, "tokenizer"):
+            raise ValueError("--init-from brings its own tokenizer; leave out --vocab-size and --tokenizer")
+        return ModelConfig.from_pretrained(folder)
     if hasattr(args, "config"):
         try:
             shape = ModelConfig.from_hf(json.loads(Path(args.config).read_text(encoding="utf-8")))
@@ -232,5 +245,15 @@ def text_files(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def tokenizer_file(args: argparse.Namespace) -> str | None:
-    """Absolute path of `--tokenizer`."""
+    """Absolute path of `--tokenizer`, or of the tokenizer that `--init-from` brings."""
+    folder = init_folder(args)
+    if folder is not None:
+        return str(Path(folder) / "tokenizer.json")
     return str(Path(args.tokenizer).resolve()) if hasattr(args, "tokenizer") else None
+
+
+def init_folder(args: argparse.Namespace) -> str | None:
+    """Absolute path of the model folder that `--init-from` names."""
+    from minillm.hf_config import resolve_model_path
+
+    return str(Path(resolve_model_path(args.init_from)).resolve()) if hasattr(args, "init_from") else None

@@ -1,5 +1,5 @@
-"""What decoding must move, and what this machine can move.
+"""What decoding must move and compute, and what this machine can move.
 
-Reading order: `traffic` (bytes per decoded token), `probe` (the read bandwidth reached here), `machine`
-(a description).
+Reading order: `traffic` (bytes per decoded token), `flops` (operations counted while a function runs), `probe` (the
+read bandwidth reached here), `machine` (a description).
 """

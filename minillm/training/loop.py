@@ -24,6 +24,8 @@ from minillm.training.data import IGNORED_TARGET, Rows, batch_at
 from minillm.training.optim import learning_rate, set_learning_rate
 
 Batch = tuple[torch.Tensor, torch.Tensor]
+AttendFor = Callable[[torch.Tensor], Attend]
+"""From the inputs of a batch, (batch, seq_len) int64, to the attend that serves it."""
 
 
 class DivergedError(ValueError):
@@ -50,13 +52,13 @@ def train(
     config: TrainConfig,
     *,
     first_step: int = 0,
-    attend: Attend | None = None,
+    attend_for: AttendFor | None = None,
     after_step: Callable[[StepReport], bool] = lambda report: True,
 ) -> int:
     """Trains `model` in place from update `first_step` to `config.steps`; returns the number of updates done in all.
 
     `model(tokens, positions, attend) -> logits (..., vocab_size)` keeps float32 weights; `config.dtype` is the
-    precision of the products. `attend=None` is the model's own attention. `after_step` is called after every update
+    precision of the products. `attend_for=None` is the model's own attention over whole rows. `after_step` is called after every update
     and ends the run early by returning False. Raises `DivergedError` when the loss is no longer finite; the weights
     are then those before the failing update.
     """
@@ -65,7 +67,7 @@ def train(
         started = time.perf_counter()
         lr = learning_rate(step, config)
         set_learning_rate(optimizer, lr)
-        loss = accumulate_gradients(model, batches_of_step(rows, step, config), config, attend)
+        loss = accumulate_gradients(model, batches_of_step(rows, step, config), config, attend_for)
         grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
             raise DivergedError(f"update {step}: loss {loss}, gradient norm {float(grad_norm)}; try a lower --lr")
@@ -85,7 +87,7 @@ def batches_of_step(rows: Rows, step: int, config: TrainConfig) -> list[Batch]:
 
 
 def accumulate_gradients(
-    model: nn.Module, batches: list[Batch], config: TrainConfig, attend: Attend | None = None
+    model: nn.Module, batches: list[Batch], config: TrainConfig, attend_for: AttendFor | None = None
 ) -> float:
     """Adds the gradient of the mean loss over all targets of `batches` to `.grad`; returns it in nats per target.
 
@@ -96,8 +98,10 @@ def accumulate_gradients(
     num_targets = sum(int((targets != IGNORED_TARGET).sum()) for _, targets in batches)
     total = 0.0
     for inputs, targets in batches:
+        inputs = inputs.to(device)
+        attend = None if attend_for is None else attend_for(inputs)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bf16"):
-            logits = model(inputs.to(device), torch.arange(inputs.shape[-1], device=device), attend)
+            logits = model(inputs, torch.arange(inputs.shape[-1], device=device), attend)
         loss = summed_cross_entropy(logits, targets.to(device)) / num_targets
         loss.backward()
         total += float(loss.detach())

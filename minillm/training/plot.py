@@ -14,44 +14,28 @@ def plot_losses(log_path: Path, image_path: Path, *, title: str = "") -> bool:
     source, below which no model can go on average.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        from minillm import plots
     except ImportError:
         return False
     records = read_records(log_path)
     steps = [record for record in records if "loss" in record]
     evaluations = [record for record in records if "eval_nats_per_token" in record]
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    millions = 1e-6
-    axes.plot(
-        [r["tokens"] * millions for r in steps],
-        [r["loss"] for r in steps],
-        lw=0.8,
-        alpha=0.7,
-        label="training",
-    )
-    tokens = [r["tokens"] * millions for r in evaluations]
-    axes.plot(tokens, [r["eval_nats_per_token"] for r in evaluations], marker="o", ms=3, label="held out")
-    floors = [r["source_nats_per_token"] for r in evaluations if "source_nats_per_token" in r]
+    losses = [record["loss"] for record in steps]
+    held_out = [record["eval_nats_per_token"] for record in evaluations]
+    fig, ax = plots.figure(8, 4.5)
+    ax.plot([r["tokens"] / 1e6 for r in steps], losses, lw=1.2, color=plots.SKY, label="training")
+    ax.plot([r["tokens"] / 1e6 for r in evaluations], held_out, marker="o", color=plots.BLUE, label="held out")
+    floors = [record["source_nats_per_token"] for record in evaluations if "source_nats_per_token" in record]
     if floors:
-        axes.axhline(
-            floors[-1],
-            ls="--",
-            color="black",
-            lw=1,
-            label=f"entropy of the source: {floors[-1]:.3f} nats a token",
-        )
-    axes.set(xlabel="tokens trained on (millions)", ylabel="loss (nats per token)", title=title)
-    losses = [r["loss"] for r in steps] + [r["eval_nats_per_token"] for r in evaluations]
-    if losses and min(losses) > 0:
-        axes.set_yscale(
-            "log"
-        )  # the last hundredths, where models differ, stay visible below the first fall from log(vocab_size)
-        axes.yaxis.set_major_formatter("{x:.2f}")
-        axes.yaxis.set_minor_formatter("{x:.2f}")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    figure.savefig(image_path, dpi=150, metadata={"Software": None})
+        label = f"entropy of the source: {floors[-1]:.3f} nats a token"
+        ax.axhline(floors[-1], ls="--", color=plots.GREEN, label=label)
+    ax.set(xlabel="tokens trained on (millions)", ylabel="loss (nats per token)", title=title)
+    if min(losses + held_out, default=0) > 0:
+        # The last hundredths, where models differ, stay visible below the first fall from log(vocab_size).
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter("{x:.1f}")
+        ax.yaxis.set_minor_formatter("{x:.1f}")
+        ax.grid(True, which="both")
+    ax.legend()
+    plots.save(fig, image_path, alt="Loss over tokens trained on: training, held out, and the entropy of the source.")
     return True

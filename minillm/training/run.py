@@ -23,13 +23,14 @@ from torch import nn
 
 from minillm.config import ModelConfig
 from minillm.data import load_tokenizer
+from minillm.model.checkpoint import load_model
 from minillm.model.transformer import Transformer
-from minillm.training.attend import BlockedAttend
+from minillm.training.attend import BlockedAttend, DocumentAttend, document_starts
 from minillm.training.config import TrainConfig, settings_hash
 from minillm.training.corpus import read_text_files
 from minillm.training.evaluate import StoryEvaluation, TextEvaluation
 from minillm.training.export import export_model
-from minillm.training.loop import StepReport, stop_requests, train
+from minillm.training.loop import AttendFor, StepReport, stop_requests, train
 from minillm.training.optim import build_optimizer, initialize_weights
 from minillm.training.plot import plot_losses
 from minillm.training.prepare import Prepared, document_encoder, prepare
@@ -47,13 +48,15 @@ from minillm.training.state import (
 class RunSettings:
     """Everything that a run is made from. `model.vocab_size` is what the tokenizer is trained to reach.
 
-    `text_files` empty = the story grammar; `tokenizer_file` None = train a tokenizer on the text.
+    `text_files` empty = the story grammar; `tokenizer_file` None = train a tokenizer on the text; `init_from` = the
+    model folder whose weights the run starts from, None = random ones.
     """
 
     train: TrainConfig
     model: ModelConfig
     text_files: tuple[str, ...] = ()
     tokenizer_file: str | None = None
+    init_from: str | None = None
 
     def __post_init__(self) -> None:
         if self.train.seq_len > self.model.max_seq_len:
@@ -68,6 +71,7 @@ class RunSettings:
             "model": self.model.to_hf(),
             "text": list(self.text_files),
             "tokenizer": self.tokenizer_file,
+            "init_from": self.init_from,
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -76,12 +80,14 @@ class RunSettings:
             "model": self.model.to_hf(),
             "text": list(self.text_files),
             "tokenizer": self.tokenizer_file,
+            "init_from": self.init_from,
         }
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> RunSettings:
         model = ModelConfig.from_hf(stored["model"])
-        return cls(TrainConfig(**stored["train"]), model, tuple(stored["text"]), stored["tokenizer"])
+        texts = tuple(stored["text"])
+        return cls(TrainConfig(**stored["train"]), model, texts, stored["tokenizer"], stored.get("init_from"))
 
 
 def read_settings(directory: Path) -> RunSettings:
@@ -119,7 +125,6 @@ def run_training(settings: RunSettings, directory: Path, *, say: Callable[[str],
     )
     model, optimizer, first_step = build_or_resume(settings, prepared.model_config, directory, say)
     forward = cast(nn.Module, torch.compile(model)) if config.compile else model
-    attend = BlockedAttend() if can_use_blocks(settings) else None
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     say(f"{num_parameters:,} parameters, {config.steps * config.tokens_per_step:,} tokens in {config.steps} steps")
 
@@ -155,7 +160,7 @@ def run_training(settings: RunSettings, directory: Path, *, say: Callable[[str],
                 optimizer,
                 config,
                 first_step=first_step,
-                attend=attend,
+                attend_for=choose_attend(settings, prepared.model_config),
                 after_step=after_step,
             )
         finally:
@@ -170,14 +175,17 @@ def run_training(settings: RunSettings, directory: Path, *, say: Callable[[str],
 def build_or_resume(
     settings: RunSettings, model_config: ModelConfig, directory: Path, say: Callable[[str], None]
 ) -> tuple[Transformer, torch.optim.Optimizer, int]:
-    """The model and optimiser at the newest checkpoint, or freshly drawn; and the number of updates they have seen."""
+    """The model and optimiser at the newest checkpoint, or at the start; and the number of updates they have seen."""
     config = settings.train
     torch.manual_seed(config.seed)
     model = Transformer(model_config)
-    initialize_weights(model, num_layers=model_config.num_layers, seed=config.seed)
+    found = find_checkpoints(directory / "checkpoints")
+    if settings.init_from is None:
+        initialize_weights(model, num_layers=model_config.num_layers, seed=config.seed)
+    elif not found:
+        model.load_state_dict(load_model(settings.init_from).state_dict())
     model.to(config.device)
     optimizer = build_optimizer(model, config)
-    found = find_checkpoints(directory / "checkpoints")
     if not found:
         rewind_log(directory / "log.jsonl", 0)
         return model, optimizer, 0
@@ -188,11 +196,23 @@ def build_or_resume(
     return model, optimizer, step
 
 
+def choose_attend(settings: RunSettings, model_config: ModelConfig) -> AttendFor:
+    """Attention within documents: in blocks where that is the faster way, with one mask elsewhere."""
+    bos_token_id = model_config.bos_token_id
+    windows = model_config.windows or (None,) * model_config.num_layers
+    if can_use_blocks(settings):
+        return lambda inputs: BlockedAttend(document_starts(inputs, bos_token_id))
+    return lambda inputs: DocumentAttend(document_starts(inputs, bos_token_id), windows)
+
+
 def can_use_blocks(settings: RunSettings) -> bool:
-    """Whether the blocked attention is the faster one: bfloat16 on a CPU, without sliding windows."""
+    """Whether the blocked attention is the faster one: bfloat16 on a CPU, without sliding windows.
+
+    Compiled code would be compiled anew for each batch, since the blocks begin elsewhere.
+    """
     config = settings.train
     has_windows = any(window is not None for window in settings.model.windows or ())
-    return config.dtype == "bf16" and torch.device(config.device).type == "cpu" and not has_windows
+    return config.dtype == "bf16" and torch.device(config.device).type == "cpu" and not (has_windows or config.compile)
 
 
 def check_compiler(device: str) -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
+from minillm.config import ModelConfig
 from minillm.model.transformer import Transformer
-from minillm.training.optim import build_optimizer, initialize_weights, learning_rate
+from minillm.training.optim import align_heads, build_optimizer, initialize_weights, learning_rate
 from tests.training.tiny import MODEL, tiny_config, tiny_model
 
 
@@ -60,3 +61,26 @@ def test_starting_weights() -> None:
         assert not torch.equal(parameter, other[name])
         expected = parameter.shape[-1] ** -0.5 / (math.sqrt(4) if name.endswith(("wo.weight", "w_down.weight")) else 1)
         assert float(parameter.std()) == pytest.approx(expected, rel=0.2)
+
+
+def test_heads_start_aligned() -> None:
+    """Each query head resembles the key projection of its own KV head; wo the transposed values; variances stay."""
+    config = ModelConfig(
+        vocab_size=10, hidden_size=96, intermediate_size=8, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=16,
+        max_seq_len=8,
+    )
+    attention = Transformer(config).blocks[0].attention
+    for linear in (attention.wq, attention.wk, attention.wv, attention.wo):
+        torch.nn.init.normal_(linear.weight, std=linear.in_features**-0.5, generator=torch.Generator().manual_seed(3))
+    attention.wo.weight.data /= math.sqrt(2)
+    torch.nn.init.normal_(attention.wk.weight, std=96**-0.5, generator=torch.Generator().manual_seed(4))
+    spread = [linear.weight.std().item() for linear in (attention.wq, attention.wo)]
+    align_heads(attention, num_layers=1)
+    for head in range(4):
+        q, o = attention.wq.weight[16 * head : 16 * (head + 1)], attention.wo.weight[:, 16 * head : 16 * (head + 1)]
+        for kv_head in range(2):
+            rows = slice(16 * kv_head, 16 * (kv_head + 1))
+            for projection, kept in ((q, attention.wk.weight[rows]), (o.T, attention.wv.weight[rows])):
+                alignment = torch.cosine_similarity(projection.flatten(), kept.flatten(), dim=0).item()
+                assert alignment == pytest.approx(0.7 if kv_head == head // 2 else 0.0, abs=0.12)
+    assert [attention.wq.weight.std().item(), attention.wo.weight.std().item()] == pytest.approx(spread, rel=0.1)
