@@ -12,20 +12,17 @@ import argparse
 import random
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import Normalize
+from matplotlib.patches import Rectangle
 
-from minillm import load_model, load_tokenizer
+from minillm import load_model, load_tokenizer, plots
 from minillm.data.stories import sample_story
 
-WIDTH_CHARS, FONT_SIZE, MAX_NATS = 86, 10.5, 4.0
-PAPER, INK = "#fbfaf6", "#1f2430"
-SHADES = LinearSegmentedColormap.from_list("surprise", [PAPER, "#ffd9a0", "#f0803c"])
+WIDTH_CHARS, LINE_HEIGHT = 86, 2.3  # a line, and its height in widths of a character
+FONT_SIZE, MAX_NATS = 10.5, 4.0
+SHADES = plots.ramp(plots.ORANGE)
 
 
 def token_surprisals(text: str) -> list[tuple[str, float]]:
@@ -42,6 +39,31 @@ def token_surprisals(text: str) -> list[tuple[str, float]]:
 
 def draw(pieces: list[tuple[str, float]], path: Path) -> None:
     """Set the pieces as text, wrapped at WIDTH_CHARS, each on its shade; a colour bar explains them."""
+    lines = wrap(pieces)
+    fig, ax = plots.diagram(8.2, 6)
+    ax.set(xlim=(0, WIDTH_CHARS), ylim=(len(lines) * LINE_HEIGHT, 0))
+    scale = ScalarMappable(Normalize(0, MAX_NATS, clip=True), SHADES)
+    for row, line in enumerate(lines):
+        column, y = 0, row * LINE_HEIGHT
+        for text, nats in line:
+            shade = scale.to_rgba(nats)
+            ax.add_patch(Rectangle((column, y), len(text), 0.86 * LINE_HEIGHT, color=shade, linewidth=0))
+            for place, character in enumerate(text, column):
+                x = place + 0.5
+                ax.text(
+                    x, y + 0.45 * LINE_HEIGHT, character, family="DejaVu Sans Mono", size=FONT_SIZE,
+                    ha="center", va="center_baseline", parse_math=False,
+                )  # fmt: skip
+            column += len(text)
+    bar = fig.colorbar(scale, ax=ax, orientation="horizontal", shrink=0.4, aspect=28, pad=0.03)
+    bar.set_label("surprise of the model at each token (nats)", size=FONT_SIZE)
+    bar.ax.tick_params(labelsize=FONT_SIZE - 1)
+    bar.outline.set_visible(False)
+    plots.save(fig, path, alt="A story, each token shaded by its surprise: new names are dark, repeated ones pale.")
+
+
+def wrap(pieces: list[tuple[str, float]]) -> list[list[tuple[str, float]]]:
+    """Lines of at most WIDTH_CHARS, broken at spaces and where the text has line ends."""
     lines: list[list[tuple[str, float]]] = [[]]
     column = 0
     for text, nats in pieces:
@@ -55,32 +77,7 @@ def draw(pieces: list[tuple[str, float]], path: Path) -> None:
         if after:
             lines.append([])
             column = 0
-    line_height, char_width = 0.27, 0.0905
-    width, height = (WIDTH_CHARS + 4) * char_width, (len(lines) + 4.6) * line_height
-    figure, axes = plt.subplots(figsize=(width, height), dpi=200)
-    figure.patch.set_facecolor(PAPER)
-    axes.set_position((0, 0, 1, 1))
-    axes.set_xlim(-2, WIDTH_CHARS + 2)
-    axes.set_ylim(len(lines) + 3.4, -1.2)
-    axes.axis("off")
-    for row, line in enumerate(lines):
-        column = 0
-        for text, nats in line:
-            shade = SHADES(min(nats, MAX_NATS) / MAX_NATS)
-            axes.add_patch(plt.Rectangle((column, row - 0.42), len(text), 0.86, color=shade, linewidth=0))
-            for offset, character in enumerate(text):
-                axes.text(
-                    column + offset + 0.5, row, character, family="DejaVu Sans Mono", fontsize=FONT_SIZE,
-                    color=INK, ha="center", va="center_baseline",
-                )  # fmt: skip
-            column += len(text)
-    bar_axes = figure.add_axes((0.33, 2.3 * line_height / height, 0.34, 0.32 * line_height / height))
-    bar = figure.colorbar(ScalarMappable(Normalize(0, MAX_NATS), SHADES), cax=bar_axes, orientation="horizontal")
-    bar.set_label("surprise of the model at each token (nats)", color=INK, fontsize=8.5)
-    bar.ax.tick_params(labelsize=8, colors=INK, length=2)
-    bar.outline.set_visible(False)
-    figure.savefig(path, facecolor=PAPER)
-    plt.close(figure)
+    return lines
 
 
 if __name__ == "__main__":
