@@ -34,6 +34,7 @@ examples:
   python3 tasks.py --cpu demo         Linux without an NVIDIA GPU: install PyTorch's CPU build
   python3 tasks.py test               all tests
   python3 tasks.py test -k sampling   arguments after the job belong to the job
+  python3 tasks.py grade ch08         your points in chapter 08; --hints 1 if you are stuck
   python3 tasks.py --system test      use the Python that runs this, as it is (Colab, conda)
 """
 
@@ -72,28 +73,8 @@ def run_learn(python: str, args: list[str]) -> int:
     return call([python, "-m", "jupyterlab", *(args or ["chapters"])])
 
 
-# Without timings in the metadata, executing an unchanged chapter again leaves its file as it was.
-EXECUTE_NOTEBOOK = """
-import os, sys, nbformat
-from nbclient import NotebookClient
-path = sys.argv[1]
-notebook = nbformat.read(path, as_version=4)
-resources = {"metadata": {"path": os.path.dirname(path)}}
-NotebookClient(notebook, timeout=300, record_timing=False, resources=resources).execute()
-nbformat.write(notebook, path)
-"""
-
-
 def run_notebooks(python: str, args: list[str]) -> int:
-    """Update each chapter from its source and execute it."""
-    convert = [python, "-m", "jupytext", "--quiet", "--update", "--to", "ipynb", "--output"]
-    for source in [Path(name).resolve() for name in args] or sorted(ROOT.glob("chapters/src/*.py")):
-        notebook = str(source.parent.parent / f"{source.stem}.ipynb")
-        print(notebook, "...", flush=True)
-        status = call([*convert, notebook, str(source)]) or call([python, "-c", EXECUTE_NOTEBOOK, notebook])
-        if status:
-            return status
-    return 0
+    return call([python, str(ROOT / "book" / "tools" / "notebooks.py"), *args])
 
 
 def run_book(python: str, args: list[str]) -> int:
@@ -104,19 +85,39 @@ def run_book(python: str, args: list[str]) -> int:
     return status
 
 
+def grading(command: str) -> Callable[[str, list[str]], int]:
+    """A job of the exercises: all of them are commands of one module. Paths are the caller's: `call` changes folder."""
+    return lambda python, args: call([python, "-m", "minillm.grading", "--start", str(Path.cwd()), command, *args])
+
+
+def run_verify(python: str, args: list[str]) -> int:
+    """Whatever is generated and committed must be what its sources generate. Goes on after a failure."""
+    stubs = call([python, "-m", "minillm.grading", "stubs", "--check"])
+    return max(stubs, run_notebooks(python, ["--check", *args]), run_book(python, []))
+
+
 def run_lint(python: str, args: list[str]) -> int:
     """Run every check even if an earlier one complains; fail if any did."""
     checks = ["ruff", "check", *(args or ["."])], ["mypy"], ["codespell_lib"]
     return max([call([python, "-m", *check]) for check in checks])
 
 
-JUPYTER = ("plots", "notebooks")
+JUPYTER = ("fast", "plots", "notebooks")  # the chapters decode with the fast kernels
+GRADING = ("fast", "grading")
+TESTS = "exercises/test_*.py"
 JOBS = {
     "demo": Job("tell a story, then compare ways of decoding it", ("fast",), run_demo),
     "test": Job("run the tests", ("fast", "plots", "test"), run_test),
     "learn": Job("open the chapters in Jupyter", JUPYTER, run_learn, "chapters/*.ipynb"),
+    "grade": Job("grade your exercises: all, or grade ch08", GRADING, grading("grade"), TESTS),
+    "reset": Job("put a chapter's stub back: reset ch08", GRADING, grading("reset"), TESTS),
+    "progress": Job("what is read, solved and open", GRADING, grading("progress"), TESTS),
     "notebooks": Job("execute the chapters", JUPYTER, run_notebooks, "chapters/src/*.py"),
     "book": Job("build the book as web pages", ("book",), run_book, "book/conf.py"),
+    "handout": Job("write what students get: handout DIR", GRADING, grading("handout"), "solutions/*.py"),
+    "stubs": Job("generate the exercises from the solutions", GRADING, grading("stubs"), "solutions/*.py"),
+    "prove": Job("prove that each mistake is caught and named", GRADING, grading("prove"), "solutions/*.py"),
+    "verify": Job("check stubs, chapters and book", (*JUPYTER, "grading", "book"), run_verify, "chapters/src/*.py"),
     "lint": Job("check style, types and spelling", ("lint",), run_lint),
 }
 

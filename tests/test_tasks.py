@@ -173,7 +173,37 @@ def test_help_names_every_job(tasks: ModuleType) -> None:
         assert name in result.stdout and job.help in result.stdout
 
 
-@pytest.mark.parametrize("args", [["fly"], ["--fly", "demo"], ["book"], ["learn"], ["notebooks"]])
+@pytest.mark.parametrize("job", ["grade", "reset", "progress", "handout", "stubs", "prove"])
+def test_jobs_of_the_exercises_are_commands_of_the_grading_module(tasks: ModuleType, monkeypatch, job: str) -> None:
+    from minillm.grading.commands import make_parser
+
+    commands: list[list[str]] = []
+    monkeypatch.setattr(tasks, "call", lambda command, *_, **__: commands.append(command) or 5)
+    assert tasks.JOBS[job].run("python", ["8"]) == 5
+    assert commands == [["python", "-m", "minillm.grading", "--start", str(Path.cwd()), job, "8"]]
+    assert make_parser().parse_args([job, *([] if job == "progress" else ["8"])]).command == job
+
+
+def test_verify_goes_on_after_a_failure_and_reports_it(tasks: ModuleType, monkeypatch) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(tasks, "call", lambda command, *_, **__: commands.append(command) or (len(commands) == 1))
+    assert tasks.JOBS["verify"].run("python", []) == 1
+    stubs, notebooks, book = commands
+    assert stubs[1:] == ["-m", "minillm.grading", "stubs", "--check"]
+    assert notebooks[1:] == [str(ROOT / "book" / "tools" / "notebooks.py"), "--check"]
+    assert "sphinx" in book and "-W" in book
+
+
+def test_notebooks_passes_its_arguments_on(tasks: ModuleType, monkeypatch) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(tasks, "call", lambda command, *_, **__: commands.append(command) or 0)
+    tasks.JOBS["notebooks"].run("python", ["08", "--measure"])
+    assert commands == [["python", str(ROOT / "book" / "tools" / "notebooks.py"), "08", "--measure"]]
+
+
+@pytest.mark.parametrize(
+    "args", [["fly"], ["--fly", "demo"], ["book"], ["learn"], ["notebooks"], ["grade"], ["verify"], ["handout", "x"]]
+)
 def test_one_line_and_status_2(checkout: Path, args: list[str]) -> None:
     """Unknown jobs and options, and jobs whose pages aren't there, end before anything is installed."""
     result = run_tasks(*args, root=checkout)
