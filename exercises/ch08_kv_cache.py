@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
 # ---- Task 1 (prediction): how many bytes? Prepared by "Napkin".
 
 

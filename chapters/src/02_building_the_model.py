@@ -351,14 +351,14 @@ plots.show(fig, alt="Four pairs of a real query in the complex plane at position
 # %% [markdown]
 # *A real query at positions 0 (orange) to 12 (darkest). Fast pairs tell neighbours apart, slow ones paragraphs.*
 #
-# Why rotate? The scalar product of two pairs is the real part of $z_q \overline{z_k}$. Turn the query to position $i$
-# and the key to position $j$, and
+# Why rotate? The scalar product of two pairs is the real part of $z_q \overline{z_k}$. Turn the query to position $p$
+# and the key to position $p'$, and
 #
-# $$\mathrm{Re}\left(z_q e^{\mathrm{i} i\omega} \cdot \overline{z_k e^{\mathrm{i} j\omega}}\right)
-# = \mathrm{Re}\left(z_q \overline{z_k}\, e^{\mathrm{i}(i-j)\omega}\right).$$
+# $$\mathrm{Re}\left(z_q e^{\mathrm{i} p\omega} \cdot \overline{z_k e^{\mathrm{i} p'\omega}}\right)
+# = \mathrm{Re}\left(z_q \overline{z_k}\, e^{\mathrm{i}(p-p')\omega}\right).$$
 #
-# The absolute positions are gone; the distance is left. With $R(p)$ for the rotation of a whole head, that is
-# $\langle R(i)q, R(j)k \rangle = \langle q, R(j-i)k \rangle$. Three consequences: values must *not* be rotated (they aren't
+# The absolute positions are gone; the distance is left. With $R(p)$ for the rotation of a whole head to position $p$, that is
+# $\langle R(p)q, R(p')k \rangle = \langle q, R(p'-p)k \rangle$. Three consequences: values must *not* be rotated (they aren't
 # compared with anything); rotating a whole text further by the same amount changes nothing; and a rotated key can be
 # kept, which makes the cache of chapter 08 possible.
 #
@@ -375,9 +375,9 @@ positions = torch.arange(8)
 cos, sin = model.rope.cos_sin(positions, torch.float32)
 q_turned = library_rotate(q_real.expand(8, 1, 32), cos, sin)[:, 0]
 k_turned = library_rotate(k_real.expand(8, 1, 32), cos, sin)[:, 0]
-scores = q_turned @ k_turned.T  # <R(i) q, R(j) k>
+scores = q_turned @ k_turned.T  # <R(p) q, R(p') k>
 by_distance = torch.stack([q_real @ model.rope.rotate(k_real[None].expand(8, 1, 32), positions - i)[:, 0].T for i in range(8)])
-print("<R(i)q, R(j)k> = <q, R(j-i)k>, all 64 pairs of positions:", torch.allclose(scores, by_distance, atol=1e-4))
+print("<R(p)q, R(p')k> = <q, R(p'-p)k>, all 64 pairs of positions:", torch.allclose(scores, by_distance, atol=1e-4))
 
 fig, (left, right) = plots.figure(height=3.5, ncols=2, width_ratios=(1, 1.25))
 plots.matrix(left, scores, fmt=".1f", xlabel="position of the key", ylabel="position of the query",
@@ -870,8 +870,8 @@ names_ax.legend(loc="upper left", ncols=3, columnspacing=1)
 plots.show(fig, alt="One head of 48 looks at the right character; without it the name's probability falls to nearly zero, without its neighbour nothing changes.")
 
 # %% [markdown]
-# Without this one head, the hero's name is all but gone. Without its neighbour, nothing changes. Only the last *Leo* survives: after
-# "Max and", other heads know what has to come.
+# Without this one head, the hero's name is all but gone. Without its neighbour, hardly anything changes. Only the last *Leo*
+# survives: after "Max and", the rest of the model suffices.
 #
 # Nobody programmed this. The stories have names that must be repeated, and this is how the model came to repeat them.
 
@@ -879,7 +879,7 @@ plots.show(fig, alt="One head of 48 looks at the right character; without it the
 # ## In production
 #
 # * **Hugging Face `transformers`** writes the same model in `modeling_llama.py`: `rotate_half` for the halves, `repeat_kv` for
-#   GQA. It pays for generality; chapter 08 measures how much.
+#   GQA. The names of the checkpoint are its class names.
 # * **vLLM** and **SGLang** load the same names and fuse them: one matrix for q, k, v (`qkv_proj`), one for gate and up
 #   (`gate_up_proj`), and one kernel that adds to the stream and norms it. Fewer, larger products; the arithmetic is this
 #   chapter's. Here the matrices stay apart, and fusing them is a lesson of its own (chapter 07).
