@@ -80,7 +80,9 @@ def test_gives_the_sizes_of_known_models(student):
     llama_2_13b = student.kv_bytes(1, num_layers=40, num_kv_heads=40, head_dim=128, bytes_per_number=2)
     llama_3_8b = student.kv_bytes(8192, num_layers=32, num_kv_heads=8, head_dim=128, bytes_per_number=2)
     opt_66b = student.kv_bytes(512, num_layers=64, num_kv_heads=72, head_dim=128, bytes_per_number=2)
+    bundled = student.kv_bytes(512, num_layers=6, num_kv_heads=4, head_dim=32, bytes_per_number=4)
     assert (llama_2_13b, llama_3_8b, opt_66b) == (800 * 2**10, 2**30, 1.125 * 2**30)
+    assert bundled == 3 * 2**20
 
 
 # ---- flops_to_generate
@@ -159,10 +161,10 @@ def oracle(q, k, v, softmax_scale):
 
 @graded(ATTEND, points=1)
 def test_two_queries_with_equal_scores_average_what_they_may_see(student):
-    q, k = torch.zeros(2, 4), torch.zeros(3, 4)
-    v = torch.tensor([[0.0], [6.0], [12.0]])
+    q, k = torch.zeros(2, 4), torch.zeros(4, 4)
+    v = torch.tensor([[0.0], [6.0], [12.0], [18.0]])
     out = student.attend_to_cache(q, k, v, 1.0)
-    assert out[:, 0].tolist() == [3.0, 6.0]  # the first sees keys 0 and 1, the second all three
+    assert out[:, 0].tolist() == [6.0, 9.0]  # the first sees keys 0, 1 and 2, the second all four
 
 
 @graded(ATTEND, points=1)
@@ -228,6 +230,19 @@ def test_positions_go_on_where_the_sequence_ended(student):
     assert cache.begin(2).positions.tolist() == [3, 4]
 
 
+@graded(CACHE, points=1)
+def test_only_commit_makes_tokens_count(student):
+    model = tiny_model()
+    cache = student.KVCache(model.layer_specs, capacity=16)
+    attend = cache.begin(3)
+    with torch.inference_mode():
+        model(torch.tensor([1, 2, 3]), attend.positions, attend)
+    assert cache.seq_len == 0
+    cache.commit()
+    cache.commit()
+    assert cache.seq_len == 3
+
+
 @graded(CACHE, points=2)
 def test_any_chunking_gives_the_logits_of_one_forward(student, rng):
     model = tiny_model()
@@ -264,6 +279,8 @@ def test_refuses_what_does_not_fit(student):
         cache.begin(2)
     with pytest.raises(ValueError):
         cache.crop(4)
+    with pytest.raises(ValueError):
+        cache.crop(-1)
     assert cache.seq_len == 3
 
 

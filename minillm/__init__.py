@@ -15,6 +15,7 @@ Read the package in this order:
     fused_blocks.py
     perf/, bench/              what the machine can do, and what was reached
     cli/                       the commands
+    plots/, grading/           for the course: figures, and exercises that grade themselves
 
 What is exported here is loaded when first used, so that `import minillm` takes no time.
 """

@@ -35,7 +35,7 @@ def flops_to_generate(prompt_len: int, num_new_tokens: int, a: int, b: int, *, c
 
     The first forward reads the whole prompt and yields the first new token. Every later forward yields one more token:
     without a cache it reads the whole sequence so far again, with a cache only the token chosen last.
-    The token chosen last of all is never fed back.
+    The token chosen last of all is never fed back; with num_new_tokens == 0 nothing runs, and the answer is 0.
 
     Example, with prompt_len=2, num_new_tokens=3, a=10, b=1: without a cache the forwards have 2, 3 and 4 tokens and
     cost 24 + 39 + 56 = 119. With one, they have 2, 1 and 1 tokens and cost 24 + 13 + 14 = 51.
@@ -97,7 +97,7 @@ def attend_to_cache(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> Te
 class KVCache:
     """Keys and values of one sequence, for every layer of a model.
 
-    It is used like the library's::
+    It is used like the library's, but for one sequence: `begin` takes a number, and nothing has a batch dimension::
 
         cache = KVCache(model.layer_specs, capacity=512)
         attend = cache.begin(len(prompt))                        # announces the new tokens
@@ -105,12 +105,14 @@ class KVCache:
         cache.commit()                                           # cache.seq_len == len(prompt)
 
     The model calls `attend(layer_idx, q, k, v, softmax_scale)` once a layer. A forward that is not followed by `commit`
-    leaves no trace: the next `begin` starts at the same `seq_len`. `crop` forgets the end of the sequence.
+    leaves no trace: the next `begin` starts at the same `seq_len`. `crop` forgets the end of the sequence. A second
+    `commit` after the same `begin` changes nothing.
     """
 
     def __init__(self, layer_specs: list, capacity: int) -> None:
         """`layer_specs[i].num_kv_heads` and `.k_head_dim` give the shape of layer i. Numbers are float32."""
         self.seq_len = 0
+        self.query_len = 0  # announced by `begin`, not committed yet
         self.k = [torch.zeros(capacity, spec.num_kv_heads, spec.k_head_dim) for spec in layer_specs]
         self.v = [torch.zeros(capacity, spec.num_kv_heads, spec.v_head_dim) for spec in layer_specs]
 
@@ -127,12 +129,13 @@ class KVCache:
         """The tokens of the last `begin` are part of the sequence now."""
         # BEGIN SOLUTION
         self.seq_len += self.query_len
+        self.query_len = 0
         # END SOLUTION
 
     def crop(self, seq_len: int) -> None:
-        """Forgets all but the first `seq_len` tokens. Raises ValueError if there are fewer."""
+        """Forgets all but the first `seq_len` tokens. Raises ValueError if there are fewer, or for a negative number."""
         # BEGIN SOLUTION
-        if seq_len > self.seq_len:
+        if not 0 <= seq_len <= self.seq_len:
             raise ValueError(f"can't crop {self.seq_len} tokens to {seq_len}")
         self.seq_len = seq_len
         # END SOLUTION
@@ -170,7 +173,7 @@ class Attend:
 
 
 def hasty_generate(model, cache: KVCache, prompt: list[int], num_new_tokens: int) -> list[int]:
-    """Somebody's draft of a greedy loop. It runs without an error, and three of its lines are wrong."""
+    """Somebody's draft of a greedy loop. It runs without an error, and it has three mistakes."""
     attend = cache.begin(len(prompt))
     logits = model(torch.tensor(prompt), attend.positions, attend)
     new_token_ids = [int(logits[-1].argmax())]
@@ -184,7 +187,7 @@ def hasty_generate(model, cache: KVCache, prompt: list[int], num_new_tokens: int
 def greedy_generate(model, cache: KVCache, prompt: list[int], num_new_tokens: int) -> list[int]:
     """`hasty_generate`, repaired: the `num_new_tokens` most likely tokens after `prompt`, one after another.
 
-    `cache` is a new `KVCache` (Task 5, or the library's: the tests bring their own). The prompt is fed in one forward,
+    `cache` is a new cache with the interface of `KVCache`: yours from Task 5, or one that the tests bring. The prompt is fed in one forward,
     then each chosen token in one of its own; the last token chosen is not fed. At the end the cache holds
     `len(prompt) + num_new_tokens - 1` tokens. With num_new_tokens == 0 nothing runs and the result is [].
     """

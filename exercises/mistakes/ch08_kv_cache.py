@@ -20,9 +20,21 @@ edited(
     replace={" * bytes_per_number": ""},
     hint="The product so far counts numbers; a number in fp16 is 2 bytes.",
 )
+edited(
+    "kv_bytes",
+    "counts one layer",
+    replace={"keys_and_values * num_layers": "keys_and_values"},
+    hint="Every layer has keys and values of its own.",
+)
 
 # ---- flops_to_generate
 
+edited(
+    "flops_to_generate",
+    "feeds the prompt as if it were one token",
+    replace={"1 if cached and step > 0 else num_keys": "1 if cached else num_keys"},
+    hint="The cache is empty at first: somebody has to compute the keys of the prompt. That is the prefill.",
+)
 
 @mistake(
     "flops_to_generate",
@@ -94,9 +106,23 @@ edited(
     replace={"end > len(slab)": "end >= len(slab)"},
     hint="A slab of n slots holds n tokens: end == n still fits.",
 )
+edited(
+    "append",
+    "does not check for room",
+    replace={
+        "    if end > len(slab):\n        raise ValueError(f\"{end} tokens don't fit into {len(slab)} slots\")\n": "",
+    },
+    hint="Compare seq_len + len(new) with the capacity first, and raise a ValueError that says both.",
+)
 
 # ---- attend_to_cache
 
+edited(
+    "attend_to_cache",
+    "scales by 1/sqrt(head_dim) whatever the caller says",
+    replace={"* softmax_scale": "/ q.shape[-1] ** 0.5"},
+    hint="softmax_scale is an argument: models differ (and MLA's is not 1/sqrt(head_dim)).",
+)
 edited(
     "attend_to_cache",
     "mask sized for the queries only (aligned top-left)",
@@ -145,7 +171,7 @@ edited(
             "        self.seq_len += query_len\n"
             "        return Attend(self, positions)"
         ),
-        "        self.seq_len += self.query_len": "        pass",
+        "        self.seq_len += self.query_len\n        self.query_len = 0": "        pass",
     },
     hint="begin only announces. Until commit, seq_len stays, and the attend writes behind it.",
 )
@@ -160,6 +186,15 @@ edited(
     "counts the slots of the queries only",
     replace={"if self.seq_len + query_len > len(self.k[0])": "if query_len > len(self.k[0])"},
     hint="What must fit is what is held already plus what is new.",
+)
+edited(
+    "Attend",
+    "stores keys and forgets values",
+    replace={
+        "append(self.cache.v[layer_idx], self.cache.seq_len, v)": "self.cache.v[layer_idx][: self.cache.seq_len + len(v)]"
+    },
+    task="KVCache",
+    hint="Both slabs are written: the values of old tokens are needed as much as their keys.",
 )
 edited(
     "Attend",
@@ -212,6 +247,18 @@ def greedy_generate(model, cache, prompt, num_new_tokens):
     return token_ids
 
 
+edited(
+    "greedy_generate",
+    "commits the prompt and no token after it",
+    replace={"        cache.commit()\n": "        if pending is prompt:\n            cache.commit()\n"},
+    hint="Each forward whose tokens should stay is followed by a commit, those of one token too.",
+)
+edited(
+    "greedy_generate",
+    "commits the tokens and not the prompt",
+    replace={"        cache.commit()\n": "        if pending is not prompt:\n            cache.commit()\n"},
+    hint="The forward over the prompt needs a commit as well: without it the first token overwrites the prompt's slots.",
+)
 edited(
     "greedy_generate",
     "feeds the first new token again and again",

@@ -3,11 +3,10 @@
 A row holds several documents (see `data`). A token attends to its own document only: the tokens before it in the row
 belong to another story, whose names and colours would have to be told apart from those that count.
 
-`BlockedAttend` is made for a CPU. Where its time goes decides the algorithm: a score matrix of `(q_len, k_len)` is mostly
-memory traffic, and more than half of it is thrown away by the mask. So queries are taken in blocks: a block sees the
-keys from the beginning of its earliest document to its own end and no others, its scores fit in the cache, and the
-products run in bfloat16, for which the CPU has instructions. torch's fused kernel for the CPU keeps its products in
-float32 and takes about twice as long at the sizes of this project.
+`BlockedAttend` is made for a CPU. Where its time goes decides the algorithm: a score matrix of `(q_len, k_len)` is
+mostly memory traffic, and more than half of it is thrown away by the mask. So queries are taken in blocks: a block sees
+the keys from the beginning of its earliest document to its own end and no others, its scores fit in the cache, and the
+products run in bfloat16, for which the CPU has instructions.
 """
 
 from __future__ import annotations

@@ -58,9 +58,9 @@ def train(
     """Trains `model` in place from update `first_step` to `config.steps`; returns the number of updates done in all.
 
     `model(tokens, positions, attend) -> logits (..., vocab_size)` keeps float32 weights; `config.dtype` is the
-    precision of the products. `attend_for=None` is the model's own attention over whole rows. `after_step` is called after every update
-    and ends the run early by returning False. Raises `DivergedError` when the loss is no longer finite; the weights
-    are then those before the failing update.
+    precision of the products. `attend_for=None` is the model's own attention over whole rows. `after_step` is called
+    after every update and ends the run early by returning False. Raises `DivergedError` when the loss is no longer
+    finite; the weights are then those before the failing update.
     """
     model.train()
     for step in range(first_step, config.steps):

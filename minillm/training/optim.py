@@ -19,7 +19,7 @@ EPS = 1e-8
 RESIDUAL_OUTPUTS = ("wo.weight", "w_down.weight")
 """The two projections of a block whose output is added to the residual stream."""
 ALIGNMENT = 0.7
-"""How much of a query projection is its key projection at the start (0 = none, 1 = all), and of `wo` how much is `wv`."""
+"""How much of `wq` is `wk` at the start, and of `wo` is `wv`: 0 = none, 1 = all."""
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
