@@ -12,6 +12,7 @@ rule, 2 for bad arguments, 130 for Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -105,6 +106,14 @@ def too_costly(cost: Cost) -> list[str]:
     return found
 
 
+def busy_machine() -> str | None:
+    """A warning if other programs keep this machine busy: what is measured now would be recorded too slow."""
+    cores = os.cpu_count() or 1
+    if not hasattr(os, "getloadavg") or (load := os.getloadavg()[0]) < cores / 2:
+        return None
+    return f"this machine is busy (load {load:.1f} on {cores} cores): measure again when it is quiet"
+
+
 def select(chapters: list[Chapter], wanted: Sequence[str]) -> list[Chapter]:
     """Those named by number or name: 8, 08, ch08, 08_kv_cache, or a path. Raises ValueError for an unknown one."""
     chosen = []
@@ -138,6 +147,8 @@ def main(argv: Sequence[str] | None = None, folder: Path = CHAPTERS) -> int:
         chapters = select(find_chapters(folder), options.chapters)
     except ValueError as error:
         parser.error(str(error))
+    if options.measure and (warning := busy_machine()):
+        _say(warning)
     found: list[str] = []
     try:
         for chapter in chapters:
