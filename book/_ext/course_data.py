@@ -50,10 +50,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Term:
+    """`also` holds other names that chapters use; `chinese` one name or several, with ； between them."""
+
     term: str
     chinese: str
     chapter: int
     definition: str
+    also: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.term, *self.also)
 
 
 @dataclass(frozen=True)
@@ -107,8 +114,8 @@ def load_chapters(data: Path = DATA) -> dict[int, Chapter]:
 
 def load_terms(data: Path = DATA) -> tuple[Term, ...]:
     """The glossary, sorted by term."""
-    terms = [Term(**row) for row in read(data / "glossary.toml")["terms"]]
-    require_unique(data / "glossary.toml", [term.term.casefold() for term in terms])
+    terms = [Term(**row | {"also": tuple(row.get("also", ()))}) for row in read(data / "glossary.toml")["terms"]]
+    require_unique(data / "glossary.toml", [name.casefold() for term in terms for name in term.names])
     known = load_chapters(data)
     for term in terms:
         if term.chapter not in known:

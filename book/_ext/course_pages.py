@@ -84,7 +84,7 @@ def glossary() -> str:
     for term in load_terms():
         anchor = re.sub(r"\W+", "-", term.term.casefold()).strip("-")
         chapter = link(chapters[term.chapter], f"{term.chapter:02d}")
-        name = f'<span id="term-{anchor}">**{term.term}**</span>'
+        name = f'<span id="term-{anchor}">{", ".join([f"**{term.term}**", *term.also])}</span>'
         rows.append(f'| {name} | <span lang="zh">{term.chinese}</span> | {cell(term.definition)} | {chapter} |')
     return "\n".join(["| Term | Chinese | What it means | Ch. |", "|---|---|---|---|", *rows])
 

@@ -59,8 +59,9 @@ class SourceLinks(SphinxPostTransform):
 
     def repository_file(self, link: nodes.Element) -> tuple[PurePosixPath | None, str]:
         """(file, anchor) that a link from this page means; file None unless it is one that gets a page."""
-        target, mark, anchor = link["reftarget"].partition("#")
-        anchor = mark + (anchor or link.get("reftargetid") or "")
+        target, _, anchor = link["reftarget"].partition("#")
+        anchor = anchor or link.get("reftargetid") or ""
+        anchor = f"#{anchor}" if anchor else ""
         base = posixpath.dirname(self.env.docname)
         if link.get("refdomain") == "doc":  # from the root already, and without its suffix
             if target in self.env.found_docs:

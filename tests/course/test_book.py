@@ -26,6 +26,11 @@ def load(path: Path) -> ModuleType:
     return module
 
 
+def behind(chapters: dict, number: int) -> set[int]:
+    """The numbers of all chapters that a chapter builds on."""
+    return {step for need in chapters[number].needs for step in {need, *behind(chapters, need)}}
+
+
 @pytest.fixture(scope="module")
 def data() -> ModuleType:
     return load(EXTENSIONS / "course_data.py")
@@ -44,12 +49,18 @@ def test_the_readme_lists_the_same_eight_parts(data):
 def test_no_chapter_needs_what_its_needs_already_need(data):
     chapters = data.load_chapters()
 
-    def behind(number: int) -> set[int]:
-        return {step for need in chapters[number].needs for step in {need, *behind(need)}}
-
     for chapter in chapters.values():
-        indirect = {step for need in chapter.needs for step in behind(need)}
+        indirect = {step for need in chapter.needs for step in behind(chapters, need)}
         assert not indirect & set(chapter.needs), chapter.slug
+
+
+def test_the_chapters_say_that_they_need_what_the_table_says(data):
+    chapters = data.load_chapters()
+
+    for path in ROOT.glob("chapters/src/*.py"):
+        (line,) = re.findall(r"^# Needs: (.*?) *·", path.read_text(encoding="utf-8"), re.MULTILINE)
+        said = {int(number) for number in re.findall(r"\[(?:chapter )?(\d\d)\]", line)}
+        assert said == behind(chapters, int(path.name[:2])), path.name
 
 
 def test_every_notebook_and_every_exercise_belongs_to_a_chapter_of_the_table(data):
@@ -65,6 +76,44 @@ def test_the_glossary_is_sorted_complete_and_about_chapters_that_there_are(data)
     for term in terms:
         assert term.chinese and term.definition.endswith("."), term
         assert term.definition.count(". ") == 0, f"one sentence, please: {term.term}"
+
+
+def introduced_terms(source: str) -> list[tuple[str, str]]:
+    """(term, Chinese) of each `**term** (中文)`, `**term** (English, 中文)` and `(**term**, 中文)` of a chapter."""
+    text = " ".join(re.findall(r"^# (.*)", source, re.MULTILINE))
+    bold, few_words = r"\*\*(?=\w)([^*]+?)(?<=\w)\*\*", r"(?: \w+){0,3}"
+    found = [
+        *re.findall(rf"{bold}{few_words} \(([^()*]*[\u4e00-\u9fff][^()*]*)\)", text),
+        *re.findall(rf"\({bold}, ([^()*]*[\u4e00-\u9fff][^()*]*)\)", text),
+    ]
+    return [
+        (term.casefold(), next(part for part in re.split(r"[,:] ", names) if re.search(r"[\u4e00-\u9fff]", part)))
+        for term, names in found
+    ]
+
+
+def test_terms_are_found_in_each_form_that_chapters_write():
+    page = (
+        "# **a\n# b** (甲) and **c** (d, 乙).\n# (**e**,\n# 丙) **f** or g h (丁: i) **j** text **k**\n"
+        "x = '**no** (代)'\n"
+    )
+    assert set(introduced_terms(page)) == {("a b", "甲"), ("c", "乙"), ("e", "丙"), ("f", "丁")}
+
+
+def test_the_glossary_has_every_term_that_a_chapter_introduces(data):
+    entries = {name.casefold(): term for term in data.load_terms() for name in term.names}
+    first: dict[str, int] = {}
+    for path in sorted(ROOT.glob("chapters/src/*.py")):
+        for name, chinese in introduced_terms(path.read_text(encoding="utf-8")):
+            entry = entries.get(name) or entries.get(name.removesuffix("s"))
+            assert entry, f"{path.name}: {name} ({chinese}) is not in the glossary"
+            said = entry.chinese.split("；")
+            assert chinese in said, f"{path.name}: {name} ({chinese}) is {entry.chinese} in the glossary"
+            first.setdefault(entry.term, int(path.name[:2]))
+    assert first, "no chapter introduces anything: has the form changed?"
+    for term in entries.values():
+        chapter = first.get(term.term, term.chapter)
+        assert chapter == term.chapter, f"{term.term} is introduced in chapter {chapter}, not {term.chapter}"
 
 
 def test_papers_have_unique_keys_that_name_their_year_and_real_chapters(data):
