@@ -52,7 +52,8 @@ def bpe_encode(word: str, merges: Sequence[tuple[str, str]]) -> list[str]:
 
     `merges` lists the pairs that the tokenizer has learned to join; a pair's place in the list is its rank. The word
     starts as single characters. As long as two neighbours are a pair of `merges`, join the pair of the lowest rank; of
-    several places with that pair, the leftmost.
+    several places with that pair, the leftmost. `merges` may be any list, not only a learned one: a pair may stand
+    before the pairs that make its parts.
 
     Example, with merges [("h", "e"), ("t", "h"), ("t", "he")]: "the" starts as t h e. Both ("t", "h") and ("h", "e")
     are there; ("h", "e") has rank 0 and goes first: t he. Then ("t", "he"): the result is ["the"].
@@ -70,7 +71,8 @@ def bpe_encode(word: str, merges: Sequence[tuple[str, str]]) -> list[str]:
     # END SOLUTION
 
 
-# ---- Task 3 (bug hunt): from a prompt to its continuation. Prepared by "The naive version".
+# ---- Task 3 (bug hunt): from a prompt to its continuation. Prepared by "The naive version" and
+# "The real version".
 
 
 def broken_decode_loop(next_logits, prompt, max_new_tokens, eos_token_ids):
@@ -130,7 +132,8 @@ class RequestMetrics(NamedTuple):
 def request_metrics(arrival_s: float, token_times_s: Sequence[float]) -> RequestMetrics:
     """The metrics of a request that arrived at `arrival_s` and whose tokens came at `token_times_s`.
 
-    All times are readings of one clock; the token times rise, and there is at least one.
+    All times are readings of one clock. There is at least one token; the token times rise, and all are later than the
+    arrival.
 
     ttft_s        from the arrival to the first token
     itl_mean_s    mean gap between consecutive tokens; NaN for a single token, which has no gap
@@ -166,8 +169,8 @@ def simulate_static_batches(
 ) -> tuple[list[float], float]:
     """Serve requests in static batches. Returns (latency of each request in seconds, tokens per second).
 
-    Request i arrives at `arrivals_s[i]` and wants `output_lens[i]` tokens. Arrivals come in any order; latencies are
-    returned in the order of the arguments.
+    Request i arrives at `arrivals_s[i]` and wants `output_lens[i]` tokens. There is at least one request, and each
+    wants at least one token. Arrivals come in any order; latencies are returned in the order of the arguments.
 
     Whenever the server is free and requests are waiting, it takes those that have arrived longest ago (of equal
     arrivals, the lower index), at most `batch_size` of them, and starts at once: it does not wait for the batch to be

@@ -16,7 +16,7 @@
 # *Follow four words through a language model and back, see every tensor on the way, and predict how fast the answer
 # comes before it does.*
 #
-# Needs: Python and a little torch  ·  Time: 60 minutes  ·  Source articles: S1, S2, S4
+# Needs: Python and a little torch  ·  Time: 60 minutes to read, 75 to solve
 
 # %% [markdown]
 # ## Why
@@ -103,7 +103,8 @@ def num_weights_read(config):
     return config.num_layers * (attention + ffn + norms) + head
 
 
-assert num_weights_read(PRESETS["stories-5m"]) == sum(p.numel() for p in model.parameters())  # its tables are one
+assert num_weights_read(PRESETS["stories-5m"]) == sum(p.numel() for p in model.parameters())
+# (This model uses one table both as input embedding and for the logits, so it is counted as the head.)
 
 LAPTOP, A10, A100, H100 = 51.2e9, 600e9, 2.039e12, 3.35e12  # bytes/s, from the datasheets
 H100_FLOPS = 989e12
@@ -113,10 +114,14 @@ print(f"Llama-3.1-8B reads {weight_bytes / 1e9:.1f} GB a token: at most {1 / rea
 print(f"predicted: reading takes {read_s * 1e3:.2f} ms, computing {compute_s * 1e6:.1f} µs: busy {compute_s / read_s:.2%} of the time")
 
 # %% [markdown]
-# There it is: 0.34 %. The arithmetic units finish in 15 µs and then wait 4.5 ms for the next weights. The same
-# division, for other models and machines:
+# There it is: 0.34 %. The arithmetic units finish in 15 µs and then wait 4.5 ms for the next weights.
+#
+# Why 15.0 GB, when 8 billion parameters of 2 bytes are 16.1 GB? Of the input embedding, 1.05 GB, a token reads one row.
+# And in bf16 the $2P$ operations happen to be the same number as the $2P$ bytes: 15.0 GFLOP.
+#
+# The same division, for other models and machines (the lines ignore whether the weights fit):
 
-# %%
+# %% tags=["hide-input"]
 fig, ax = plots.figure(7.2, 4.2)
 sizes = [1e7, 3e11]
 for machine_name, bandwidth, color in (
@@ -136,20 +141,20 @@ for name, size in (
     ("8B\nbf16", weight_bytes),
     ("70B\nbf16", 2 * num_weights_read(llama_70b)),
 ):
-    ax.vlines(size, 0.2, 6e6, color=plots.MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
+    ax.vlines(size, 0.1, 6e6, color=plots.MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
     ax.text(size * 1.08, 4e6, name, size=10.5, va="top")
 ax.axhspan(3, 8, color=plots.YELLOW, alpha=0.18)
 ax.text(1.15e7, 4.9, "about as fast as people read", size=10.5, va="center")
-ax.set(xlabel="bytes of weights read for one token", ylabel="tokens/s, at most", ylim=(0.003, 6e6), xlim=(1e7, 3e11))
-ax.legend(loc="lower left", ncols=2, columnspacing=1.2)
+ax.set(xlabel="bytes of weights read for one token", ylabel="tokens/s, at most", ylim=(0.1, 6e6), xlim=(1e7, 3e11))
+ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, columnspacing=1.2, borderaxespad=0.2)
 plots.show(fig, alt="Upper bounds of tokens per second fall as one over the bytes of weights, one line for each machine.")
 
 # %% [markdown]
 # A 70B model in bf16 misses reading speed on a laptop by a factor of ten, and no cleverness in the arithmetic helps:
-# one has to read fewer bytes, or share each reading among more tokens. Keep both in mind.
+# one has to read fewer bytes, or share each reading among more tokens.
 #
-# The chart is a *bound*. It ignores everything but the weights, and it assumes that they come from memory each time.
-# The bundled model is so small that it stays in a processor's last cache. "Measured" comes back to that.
+# The chart is a *bound*: it ignores everything but the weights, and assumes that they come from memory each time. The
+# bundled model is so small that it stays in a processor's last cache. "Measured" comes back to that.
 
 # %% [markdown]
 # ## The naive version
@@ -174,11 +179,12 @@ print(repr(tokenizer.decode(naive_ids)))
 # %% [markdown]
 # Always taking the likeliest token is **greedy decoding** (贪心解码); [chapter 04](04_next_token.ipynb) is about the
 # alternatives. The loop is right, but it never stops by itself: a trained model announces the end with a token of its
-# own, **EOS** (end of sequence, 结束符). The code that you will repair in task 3 has to look for it.
+# own, **EOS** (end of sequence, 结束符), and task 3 has to look for it.
 #
-# And the loop is wasteful. Look at what the model is fed in each step:
+# And the loop is wasteful. Look at what the model is fed in each step. The tokenizer puts a token of its own in front of
+# every text, `<bos>` (beginning of sequence), so our four words are $n = 5$ tokens.
 
-# %%
+# %% tags=["hide-input"]
 def token_name(token_id):
     return plots.visible(tokenizer.decode([token_id])) or "⟨bos⟩"
 
@@ -197,10 +203,13 @@ fed_naive = sum(prompt_len + step for step in range(NUM_STEPS))
 print(f"fed: {fed_naive} tokens, of which new (blue): {prompt_len + NUM_STEPS - 1}")
 
 # %% [markdown]
-# With a prompt of $n$ tokens and $t$ new ones the loop feeds
-# $n + (n+1) + \dots + (n+t-1) = t\,n + t\,(t-1)/2$ tokens, where $n + t - 1$ are new. For a story of 240 tokens
-# after these four words the ratio is 122. And it gets worse with every step: the cost of a token grows with the text
-# before it.
+# With a prompt of $n$ tokens and $m$ new ones the loop feeds
+# $n + (n+1) + \dots + (n+m-1) = m\,n + m\,(m-1)/2$ tokens, where $n + m - 1$ are new. For a story of 240 tokens
+# ($n = 5$, $m = 240$) it feeds 29,880 tokens, of which 244 are new: a ratio of 122. And the cost of a token grows with
+# the text before it.
+#
+# That can be measured, with `recorded`. It measures on your machine when you run the notebook; what is printed here was
+# measured on the machine named under the figure.
 
 # %%
 long_story_ids = tokenizer.encode(sample_story(random.Random("chapter 01")).text)
@@ -230,17 +239,20 @@ def measure_growth():
 
 
 growth = recorded("01_growth", measure_growth)
+
+# %% tags=["hide-input"]
 fig, ax = plots.figure(7.2, 3.3)
 ax.plot(growth.values["lens"], growth.values["again"], "o-", color=plots.ORANGE, label="feed everything again")
 ax.plot(growth.values["lens"], growth.values["kept"], "o-", color=plots.BLUE, label="feed the new token only")
 ax.set(xlabel="tokens so far", ylabel="time of one step (ms)", ylim=(0, None), xlim=(0, None))
 ax.legend()
-plots.show(fig, alt="The naive step's time grows with the text; a step that is fed one token stays flat.", record=growth)
+plots.show(fig, alt="The naive step's time grows with the text; a step that is fed one token hardly changes.", record=growth)
 
 # %% [markdown]
 # The blue line feeds the new token alone. That is allowed because nothing inside the model looks ahead: what a token
-# has become in there doesn't change when more text follows. So the part of it that later tokens need is kept, in the
-# **KV cache** (键值缓存). Here it is a black box that remembers; [chapter 08](08_kv_cache.ipynb) opens it.
+# has become in there doesn't change when more text follows. For every token of its past the model keeps some numbers,
+# called its *keys and values*. They are what the **KV cache** (键值缓存) holds. Here it is a black box that remembers;
+# [chapter 08](08_kv_cache.ipynb) opens it.
 
 # %% [markdown]
 # ## The idea
@@ -258,7 +270,7 @@ plots.show(fig, alt="The naive step's time grows with the text; a step that is f
 #
 # Here is the bundled tokenizer at work. `·` is a space, which belongs to the word after it.
 
-# %%
+# %% tags=["hide-input"]
 vocab, merge_list = tokenizer.settings.vocab, tokenizer.settings.merges  # token -> id; pairs of ids by rank
 
 
@@ -287,12 +299,15 @@ plots.show(fig, alt="Two words joined step by step from characters to tokens, ea
 
 # %% [markdown]
 # The picture hands out the list rank by rank and watches; a real encoder (task 2) has all of it from the start, and
-# picks. A word of the stories ends as one token; an unknown word stays in pieces, but can always be written. Since this
-# tokenizer starts from the 256 bytes and not from letters, that holds for any text in any script.
+# picks. For a list that was learned, both end with the same tokens. A word of the stories becomes one token; an unknown
+# word stays in pieces, but can always be written. That holds for any script: the "characters" at the top are in truth
+# the 256 bytes, each of which goes by the name of a printable character (`bytes_to_chars` names them).
 #
 # ### Ids become a distribution
 #
-# Now the same four words, all the way down. Nothing below is a sketch: each strip is a tensor of this very forward (of 256 numbers a row, the first 48 are shown; blue is positive, orange negative).
+# Now the same four words, all the way down. Nothing below is a sketch: each strip is a tensor of this very forward. Of 256
+# numbers a row, the first 48 are shown; blue is positive, orange negative, each strip on a colour scale of its own. In
+# the titles, → points to the shape of what comes out.
 
 # %%
 @torch.inference_mode()
@@ -315,14 +330,15 @@ config = model.config
 probs = seen["logits"][-1].softmax(dim=-1)
 top = probs.topk(5)
 
-fig, axes = plots.figure(7.2, 7.6, 6, 1, height_ratios=[0.9, 1.2, 1.2, 0.4, 1.1, 1.4])
+# %% tags=["hide-input"]
+fig, axes = plots.figure(7.2, 8.6, 6, 1, height_ratios=[0.9, 1.2, 1.2, 0.4, 1.1, 2.1])
 plots.cells(axes[0], 0, 0, [f"{token_name(i)}\n{i}" for i in prompt_ids], width=2, height=1, colors=plots.BLUE)
 axes[0].set(xlim=(0, 2 * prompt_len), ylim=(0, 1))
 axes[0].set_title("1  tokenizer: text → ids (5,)", fontsize=11.5)
 colormap = plots.ramp(plots.ORANGE, plots.BLUE)
 for ax, title, tensor in (
     (axes[1], "2  embedding: look up one row of the table for each id → (5, 256)", seen["embedding"]),
-    (axes[2], "3  six blocks: each row learns from the rows above it → (5, 256)", seen["blocks"]),
+    (axes[2], "3  six blocks: each row learns from itself and those above → (5, 256)", seen["blocks"]),
     (axes[3], "4  keep the last row, norm it → (256,)", seen["norm"][-1:]),
 ):
     scale = tensor.abs().quantile(0.98).item()
@@ -334,7 +350,6 @@ for ax, title, tensor in (
 axes[4].plot(seen["logits"][-1], color=plots.BLUE, linewidth=0.6, antialiased=False)
 axes[4].set(xlim=(0, config.vocab_size), ylabel="logit", xlabel="token id")
 axes[4].set_title(f"5  multiply with the embedding table → logits ({config.vocab_size:,},)", fontsize=11.5)
-axes[5].hlines(range(5), 1e-9, top.values, color=plots.GRID, linewidth=3)
 axes[5].scatter(top.values, range(5), color=[plots.BLUE] + [plots.GREY] * 4, s=55, zorder=3)
 axes[5].set(yticks=range(5), xscale="log", xlim=(1e-8, 3), xlabel="probability of the next token (logarithmic)")
 axes[5].set_yticklabels([token_name(i) for i in top.indices.tolist()])
@@ -345,13 +360,14 @@ plots.show(fig, alt="Six stages of one forward: ids, embeddings, hidden states, 
 
 # %% [markdown]
 # The steps in words. The **embedding** (嵌入) turns each id into a row of `hidden_size` = 256 numbers: a row of a table,
-# nothing is computed. Six **blocks** (层) then let each row collect from the rows above it (attention) and think about what
-# it has (feed-forward); [chapter 02](02_building_the_model.ipynb) builds them. The last row now describes what should
-# come next. It is compared with every row of the table, which gives 2,048 logits. The **softmax** (归一化指数函数)
-# makes them a distribution: $p_i = e^{\ell_i} / \sum_j e^{\ell_j}$. A **sampler** (采样器) picks from it.
+# nothing is computed. Six **blocks** (层) then let each row collect from itself and the rows above it (attention) and think
+# about what it has (feed-forward); [chapter 02](02_building_the_model.ipynb) builds them. The last row now describes what
+# should come next. The norm brings it to a standard length. Its dot product with every row of the table is that token's
+# logit: 2,048 of them. The **softmax** (归一化指数函数) makes them a distribution:
+# $p_i = e^{\ell_i} / \sum_j e^{\ell_j}$. A **sampler** (采样器) picks from it.
 #
-# After these four words the model sees hardly a choice. A few tokens later it does. Each column shows the likeliest next tokens, the outlined one was drawn. (Where it is not among the first five, it
-# stands in the fifth place.)
+# After these four words the model has hardly any choice. A few tokens later it has. Each column shows the likeliest next
+# tokens; the outlined one was drawn. (Where it is not among the first five, it stands in the fifth place.)
 
 # %%
 chance = torch.Generator().manual_seed(11)
@@ -360,7 +376,7 @@ drawn = minillm.generate(model, start_ids, minillm.SamplingParams(max_new_tokens
 with torch.inference_mode():
     probs_after = model(torch.tensor([start_ids + drawn]))[0, len(start_ids) - 1 : -1].softmax(dim=-1)  # (9, vocab_size)
 
-
+# %% tags=["hide-input"]
 def percent(prob):
     return f"{prob:.0%}" if prob >= 0.005 else "< 1%"
 
@@ -378,9 +394,8 @@ for column, (token_id, row) in enumerate(zip(drawn, probs_after, strict=True)):
 plots.show(fig, alt="Nine columns of five candidate tokens shaded by probability; the drawn one is outlined in each.")
 
 # %% [markdown]
-# Read from left to right, this is what "the model writes" means: one draw a column, and each column's distribution
-# depends on the draws before it. No column can be computed before the one on its left has been drawn. That is why
-# writing is slow.
+# This is what "the model writes" means: one draw a column, from left to right. No column can be computed before the one on
+# its left has been drawn. That is why writing is slow.
 #
 # ### One request on a clock
 #
@@ -405,6 +420,8 @@ def measure_request():
 
 request = recorded("01_request", measure_request)
 times_s = request.values
+
+# %% tags=["hide-input"]
 fig, ax = plots.figure(7.2, 2.9)
 spans = [("model", 0, times_s[0], f"prefill: {len(request_ids)} tokens", plots.BLUE)]
 spans += [("model", start, end, "", plots.SKY) for start, end in zip(times_s, times_s[1:])]
@@ -416,8 +433,10 @@ spans += [
 plots.timeline(ax, spans)
 unit = 1e3 if ends[-1] < 1 else 1
 ax.set_ylim(1.5, -1.35)
+gaps_s = [end - start for start, end in zip(times_s, times_s[1:])]
+typical = gaps_s.index(statistics.median_low(gaps_s))
 span_arrow = {"arrowstyle": "|-|,widthA=0.25,widthB=0.25", "color": plots.INK, "linewidth": 1.3, "shrinkA": 0, "shrinkB": 0}
-for start, end, label in ((0, times_s[0], "TTFT"), (times_s[4], times_s[5], "ITL")):
+for start, end, label in ((0, times_s[0], "TTFT"), (times_s[typical], times_s[typical + 1], "ITL")):
     ax.annotate("", (start * unit, -0.52), (end * unit, -0.52), arrowprops=span_arrow)
     ax.text((start + end) / 2 * unit, -0.68, label, ha="center", va="bottom", size=11)
 ax.text((times_s[0] + times_s[-1]) / 2 * unit, -1.02, "decode: one token a step", ha="center", va="bottom", size=11)
@@ -426,37 +445,43 @@ plots.show(fig, alt="A request's timeline: one long prefill, then short decode s
 # %% [markdown]
 # The reader's two waits have names. **TTFT** (time to first token, 首词延迟) runs from the arrival of the request to its
 # first token: waiting in a queue, then prefill. **ITL** (inter-token latency, 词间延迟) is the gap between one token and the
-# next, a decode step; its average over a request is also called TPOT, time per output token. Since one slow gap spoils
-# a fluent answer, people watch a high percentile of it, too: the 99th, *p99*, is the gap that only 1 % exceed (task 4).
-# The **latency** (延迟) of the request is TTFT plus all its gaps.
+# next, a decode step; its average over a request is also called TPOT, time per output token. The **latency** (延迟) of the
+# request is TTFT plus all its gaps, and its *tokens/s* are all its tokens divided by that latency.
 #
-# Look at the widths. The prefill has read 200 tokens in the time of a few decode steps. On the napkin: a forward over
-# $n$ tokens does $2Pn$ FLOPs and reads the same $P \cdot s$ bytes as a forward over one. The FLOPs for each byte read are
-# its **arithmetic intensity** (算术强度):
+# Since one slow gap spoils a fluent answer, people watch a high percentile, too: the 99th, *p99*, which only 1 % of the
+# gaps exceed. Sort $g$ gaps and number them from 0: it lies at place $0.99\,(g - 1)$. Between two gaps, interpolate: place
+# 98.01 is 1 % of the way from gap 98 to gap 99 (task 4).
+#
+# Look at the widths. The prefill has read 200 tokens in far less than the time of 200 decode steps. On the napkin: a
+# forward over $n$ tokens does $2Pn$ FLOPs and reads the same $P \cdot s$ bytes as a forward over one. The FLOPs for each
+# byte read are its **arithmetic intensity** (算术强度):
 #
 # $$I = \frac{2 P n}{P s} = \frac{2n}{s} \qquad\text{in bf16, } s = 2:\quad I = n.$$
 #
 # A machine has such a number as well: the FLOPs that it *can* do while it reads one byte. For the H100 that is
 # 989 · 10¹² / 3.35 · 10¹² = 295. A forward with $n < 295$ waits for memory: it is **memory-bound** (访存受限). One with
 # $n > 295$ waits for arithmetic: **compute-bound** (计算受限). Decode has $n = 1$, and 1/295 is the 0.34 % from the beginning.
-# Prefill of a thousand tokens keeps the whole chip busy. Two kinds of work, with opposite needs, in one request:
-# remember this when chapters 14 and 16 keep them from hurting one another.
+# Prefill of a thousand tokens keeps the whole chip busy. Two kinds of work with opposite needs, in one request:
+# chapters 14 and 16 keep them from hurting one another.
 #
 # ### Many readers at once
 #
 # If a forward over one token costs as much as one over a hundred, let it carry the tokens of a hundred readers. Such a
 # **batch** (批) of $b$ requests shares each reading of the weights. What it cannot share is the past: each request has keys
-# and values of its own. With $k$ bytes of them for each of its $S$ tokens, a decode step takes at least
+# and values of its own. A decode step takes at least
 #
 # $$t(b) = \max\left(\frac{P s + b\, S\, k}{B},\; \frac{2 P b}{F}\right)$$
 #
-# where $F$ is the peak in FLOP/s. The **throughput** (吞吐量), tokens a second of all readers together, is $b / t(b)$; the
-# ITL of each is $t(b)$. For Llama-3.1-8B, $k$ = 2 · 32 layers · 8 heads · 128 numbers · 2 bytes = 131,072 bytes (the 2 in front
+# Capitals: $P$ weights, $S$ tokens of past, $B$ bytes/s, $F$ FLOP/s at peak. Small: $s$ bytes a weight, $k$ bytes of keys
+# and values a token, $b$ requests. The **throughput** (吞吐量), tokens a second of all readers together, is $b / t(b)$; the
+# ITL of each is $t(b)$.
+#
+# For Llama-3.1-8B, $k$ = 2 · 32 layers · 8 heads · 128 numbers · 2 bytes = 131,072 bytes (the 2 in front
 # is for keys *and* values; [chapter 08](08_kv_cache.ipynb) derives it). Try $b = 64$, $S = 1000$ by hand: weights 15.0 GB, KV
 # 64 · 1000 · 131,072 B = 8.4 GB, together 23.4 GB or 6.98 ms. Compute: 64 · 15.0 GFLOP = 0.96 TFLOP or 1 ms. So 6.98 ms a
 # step, and 64 / 0.00698 = 9,170 tokens/s: 41 times the throughput of one reader, at an ITL 1.6 times as long.
 
-# %%
+# %% tags=["hide-input"]
 KV_BYTES = 2 * llama_8b.num_layers * llama_8b.num_kv_heads * llama_8b.head_dim * 2
 fig, (left, right) = plots.figure(7.2, 3.9, 1, 2)
 batches = [2 ** (i / 4) for i in range(45)]  # 1 … 2048
@@ -469,31 +494,37 @@ for seq_len, color in ((100, plots.SKY), (1000, plots.BLUE), (8000, plots.PURPLE
     for ax, x, y in ((left, fitting[-1], 1e3 * step_s[-1]), (right, 1e3 * step_s[-1], fitting[-1] / step_s[-1])):
         ax.plot(x, y, "X", color=color, markersize=9)
 left.loglog(batches, [1e3 * b * weight_bytes / H100_FLOPS for b in batches], color=plots.GREEN, linestyle="--", linewidth=1.5, label="arithmetic alone")
-left.set(xlabel="batch size", ylabel="decode step, ITL (ms)", ylim=(1, 300), xlim=(1, 8000))
+left.plot([], [], "X", color=plots.MUTED, markersize=9, label="80 GB are full")
+left.set(xlabel="batch size", ylabel="decode step, ITL (ms)", ylim=(1, 900), xlim=(1, 8000))
 left.legend(loc="upper left", fontsize=9.5)
-right.set(xlabel="ITL (ms)", ylabel="tokens/s of all readers", xscale="log", yscale="log", ylim=(150, 9e4), xlim=(4, 150))
+right.set(xlabel="ITL (ms)", ylabel="tokens/s of all readers", xscale="log", yscale="log", ylim=(150, 9e4), xlim=(4, 110))
+right.set_xticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
+right.set_xticks([], minor=True)
 plots.show(fig, alt="Step time is flat, then rises with the batch; throughput against ITL rises steeply, then bends. Crosses: memory is full.")
 
 # %% [markdown]
 # Three regimes, from left to right. While the weights dominate, the step time is flat and throughput grows with $b$: a
 # free lunch. Then keys and values dominate: the step grows with $b$, and throughput approaches $B / (S\,k)$ however large
-# the batch. With short texts arithmetic takes over first, at $F / 2P$. And at the crosses the 80 GB are full: at 8,000
+# the batch. With short texts arithmetic takes over, at $F / 2P$. And at the crosses the 80 GB are full: at 8,000
 # tokens each, 60 readers are all that fit, long before the arithmetic is busy. That is why so many chapters are about the
 # size of the cache.
 #
-# In the words of source article S1, for $b$ requests that start together and get $L$ tokens each:
+# Where does arithmetic take over? Not at 295: each request also brings memory more to read. The two sides of the maximum
+# are equal at $b = P s / (2PB/F - S k)$. For $S = 100$ that is 15.0 GB / (51 MB − 13 MB) = 398. For $S = 1000$ it never
+# comes: $S k$ = 131 MB is more than 51 MB.
 #
-# $$\text{latency} = \frac{b \cdot L}{\text{throughput}}$$
+# If $b$ requests start together and get $L$ tokens each, all are ready at the end, and
 #
-# since $b L$ tokens come out at that rate and all are ready at the same moment, the end. If throughput grew in proportion
-# to $b$, latency would not depend on the batch at all. It grows more slowly, so latency grows: *batching buys throughput with
-# latency*, cheaply at first, then dearly.
+# $$\text{latency} = \frac{b \cdot L}{\text{throughput}}.$$
+#
+# If throughput grew in proportion to $b$, latency would not depend on the batch. It grows more slowly, so latency grows:
+# *batching buys throughput with latency*, cheaply at first, then dearly.
 
 # %% [markdown]
 # ## The real version
 #
 # The library's loop is the naive one, with a cache, a sampler and a stop rule. It is a generator, so that a token can
-# be shown as soon as it is chosen:
+# be shown as soon as it is chosen. (`source` shows the library's own code.)
 
 # %%
 source(decode_steps)
@@ -507,9 +538,10 @@ source(decode_steps)
 source(last_logits)
 
 # %% [markdown]
-# Two details pay. `model.unembed` sees the last position of each row only: logits of the whole prompt would cost
-# 200 · 2,048 numbers here, and nobody looks at them. And the rows may have different numbers of new tokens: `generate_batch` runs this
-# same forward for many prompts, padded on the right.
+# `begin` makes room in the cache for the new tokens and returns what attention needs to look back at the old ones;
+# `commit` then counts the new ones among them. Rows may have different numbers of new tokens (`generate_batch` runs this
+# same forward for many prompts), so they are padded on the right, and `hidden[rows, places]` picks each row's last real
+# token. Only that one meets the vocabulary: logits of a prompt of 200 would be 200 · 2,048 numbers that nobody looks at.
 #
 # Is it right? The slow loop decides. Greedy decoding with the cache, without it, and in a batch beside strangers must
 # choose the same tokens:
@@ -526,8 +558,8 @@ print("three ways, same tokens:", [len(token_ids) for token_ids in alone])
 # ### Text again, while it is being written
 #
 # A token is a run of *bytes*, and a character outside of ASCII takes two to four of them in UTF-8. So a token may end in
-# the middle of a character. Whoever decodes each token alone shows the reader replacement characters. The right thing
-# is to hold bytes back until their character is complete:
+# the middle of a character: decoded alone, it shows a replacement character. Bytes have to be held back until their
+# character is complete:
 
 # %%
 text = "Café, 2 €"
@@ -535,6 +567,8 @@ text_ids = tokenizer.encode(text)[1:]  # without ⟨bos⟩
 decoder = StreamDecoder(tokenizer)
 shown = [decoder.push(token_id) for token_id in text_ids]
 assert "".join(shown) + decoder.flush() == text
+
+# %% tags=["hide-input"]
 byte_lists = [tokenizer.token_bytes(token_id) for token_id in text_ids]
 widths = [1.5 * len(token_bytes) for token_bytes in byte_lists]
 fig, ax = plots.diagram(7.2, 3.0)
@@ -557,15 +591,14 @@ plots.show(fig, alt="Tokens that hold parts of a character decode to replacement
 source(minillm.data.stream._ByteStream)
 
 # %% [markdown]
-# `minillm.stream` puts it together: `decode_steps`, this decoder, and the search for **stop strings** (停止字符串), which holds
-# back text that may turn out to be the beginning of one. It told the story at the top of this page.
+# `minillm.stream` puts it together: `decode_steps`, this decoder, and the search for **stop strings** (停止字符串), which
+# holds back text that may be the beginning of one. It told the story at the top of this page.
 #
 # ## Measured
 #
 # First the bound of the napkin. `ReadProbe` measures how fast this machine brings memory to its cores; divided by the
-# bytes of the weights, that is one prediction. The bundled model needs another one. It fits into the last cache of most
-# processors, so it hardly waits for memory; but Python and torch need time to start an operation, however small it is.
-# How many does a token take?
+# bytes of the weights, that is one prediction. The bundled model needs another one: it hardly waits for memory, but Python
+# and torch need time to start an operation, however small. How many does a token take?
 
 # %%
 class OperationCounter(TorchDispatchMode):
@@ -590,9 +623,9 @@ def operations_for_a_token(some_model):
 print(operations_for_a_token(model), "operations for one token")
 
 # %% [markdown]
-# What does it cost to start them? Take a model of the same layers, but 16 numbers wide: it starts the same operations, with
-# next to nothing in them. Its speed is the second prediction. Beside the bundled model stands one of 70 M
-# parameters with random weights: a forward doesn't care what the numbers are.
+# What does it cost to start them? A model of the same layers, but 16 numbers wide, starts the same operations with next to
+# nothing in them. Its speed is the second prediction. Beside the bundled model stands one of 70 M parameters with random
+# weights: a forward doesn't care what the numbers are.
 
 # %%
 def seconds_per_step(some_model, batch_size, repeats):
@@ -624,6 +657,8 @@ def measure_bound():
 
 
 bound = recorded("01_bound", measure_bound)
+
+# %% tags=["hide-input"]
 fig, axes = plots.figure(7.2, 2.9, 1, 2)
 for ax, (name, *rates), remark in zip(axes, bound.values, ("19 MiB", "267 MiB"), strict=True):
     ax.barh(["memory\nallows", "starting\nallows", "measured"], rates, color=[plots.GREEN, plots.GREEN, plots.BLUE], height=0.6)
@@ -636,13 +671,14 @@ for ax, (name, *rates), remark in zip(axes, bound.values, ("19 MiB", "267 MiB"),
 plots.show(fig, alt="Measured tokens/s beside two bounds, for the bundled model and one of 70 million parameters.", record=bound)
 
 # %% [markdown]
-# The napkin's number is a bound, and nobody reaches it for free. The larger model does wait for memory, but torch's
-# product of a matrix and one vector doesn't get all of the bandwidth: chapter 06 writes one that gets most of it. The
-# bundled model mostly waits for Python and torch to start the next operation: chapter 07 glues operations together. What matters
-# now: be it weights to read or operations to start, a step has a *fixed* part $t_0$ that the batch shares and a part
-# $t_1$ for each request, $t(b) \approx t_0 + b\,t_1$. Then throughput is $b / (t_0 + b\,t_1)$: it rises like
+# Bounds are not reached for free. The larger model reads its weights from memory, but torch's product of a matrix and one
+# vector gets only a part of the bandwidth: chapter 06 writes one that gets most of it. For the bundled model memory allows
+# far more than starting does: chapter 07 glues operations together.
+#
+# What matters now: be it weights to read or operations to start, a step has a *fixed* part $t_0$ that the batch shares and
+# a part $t_1$ for each request, $t(b) \approx t_0 + b\,t_1$. Then throughput is $b / (t_0 + b\,t_1)$: it rises like
 # $b / t_0$ at first, is at half its limit $1/t_1$ when $b = t_0 / t_1$, and bends there. Two measurements, $b = 1$ and
-# $b = 32$, fix the line and predict the others:
+# $b = 32$, fix a line; see how far the others are from it:
 
 # %%
 @torch.inference_mode()
@@ -656,13 +692,16 @@ batching = recorded("01_batching", measure_batches)
 sizes, step_s = batching.values["sizes"], batching.values["step_s"]
 t1 = (step_s[5] - step_s[0]) / (sizes[5] - sizes[0])
 t0 = step_s[0] - t1
-line = [t0 + size * t1 for size in sizes]
+
+# %% tags=["hide-input"]
+line_sizes = [1 + 63 * i / 99 for i in range(100)]
+line = [t0 + size * t1 for size in line_sizes]
 fig, (left, right) = plots.figure(7.2, 3.6, 1, 2)
-left.plot(sizes, [1e3 * t for t in line], "--", color=plots.GREEN, label="line through 1 and 32")
+left.plot(line_sizes, [1e3 * t for t in line], "--", color=plots.GREEN, label="line through 1 and 32")
 left.plot(sizes, [1e3 * t for t in step_s], "o", color=plots.BLUE, label="measured")
 left.set(xlabel="batch size", ylabel="decode step, ITL (ms)", ylim=(0, None), xlim=(0, None))
 left.legend(loc="upper left")
-right.plot([1e3 * t for t in line], [size / t for size, t in zip(sizes, line)], "--", color=plots.GREEN)
+right.plot([1e3 * t for t in line], [size / t for size, t in zip(line_sizes, line)], "--", color=plots.GREEN)
 right.plot([1e3 * t for t in step_s], [size / t for size, t in zip(sizes, step_s)], "o", color=plots.BLUE)
 for size, t in zip(sizes, step_s):
     right.annotate(f"{size}", (1e3 * t, size / t), (7, -3), textcoords="offset points", size=10, va="top")
@@ -670,23 +709,24 @@ right.set(xlabel="ITL (ms)", ylabel="tokens/s of all readers", ylim=(0, None), x
 plots.show(fig, alt="Measured step times against the batch size with the predicted line, and throughput against ITL, which bends.", record=batching)
 
 # %% [markdown]
-# The numbers at the points are batch sizes. Where points leave the line, the software has changed its method: a product
-# with one row, with four and with thirty-two are different programs inside torch. The shape stays. Up the curve each
-# doubling buys throughput, and pays for it in ITL. Where to stop is a business decision; that there is a curve is physics.
+# The numbers at the points are batch sizes. Points may leave the line: a product with one row, with four and with
+# thirty-two are different programs inside torch. The shape stays. Larger batches buy throughput, and pay for it in ITL.
+# Where to stop is a business decision; that there is a curve is physics.
 #
-# One more thing spoils the free lunch: stories end when they like. This is one batch of twelve, drawn from the same
-# four words with twelve seeds:
+# One more thing spoils the free lunch: answers differ in length. Here are twelve readers in one batch. Three let the story
+# end by itself, the others asked for 30, 90 or 150 tokens:
 
 # %%
-lengths = [
-    len(token_ids)
-    for token_ids in minillm.generate_batch(
-        model,
-        [prompt_ids] * 12,
-        minillm.SamplingParams(max_new_tokens=450),
-        generators=[torch.Generator().manual_seed(seed) for seed in range(12)],
-    )
-]
+limits = [30, 90, 150, 450] * 3
+stories = minillm.generate_batch(
+    model,
+    [prompt_ids] * 12,
+    [minillm.SamplingParams(max_new_tokens=limit) for limit in limits],
+    generators=[torch.Generator().manual_seed(seed) for seed in range(12)],
+)
+lengths = [len(token_ids) for token_ids in stories]
+
+# %% tags=["hide-input"]
 fig, ax = plots.figure(7.2, 3.6)
 spans = []
 for row, length in enumerate(sorted(lengths, reverse=True)):
@@ -701,37 +741,36 @@ share = sum(lengths) / (len(lengths) * max(lengths))
 print(f"{sum(lengths)} tokens in {max(lengths)} steps of {len(lengths)} slots: {share:.0%} of the slots were used")
 
 # %% [markdown]
-# These stories are much alike in length; answers in a chat are not, and then many more slots are orange. A **static batch**
-# (静态批处理) is answered when its longest request is done, and nobody can board meanwhile. In task 5 you
-# will simulate such a server under load, and watch the time in the queue grow past all others. Chapter 14 fills the orange
-# slots with waiting requests, and calls it continuous batching.
+# A **static batch** (静态批处理) is answered when its longest request is done, and nobody can board meanwhile. In task 5
+# you will simulate such a server with a queue. Chapter 14 fills the orange slots with waiting requests, and calls it
+# continuous batching.
 #
 # ## In production
 #
-# Two questions sort the systems of the last years: do they want the fastest single answer, or the most answers from the
-# hardware? And which bottleneck did they attack first?
+# Do they want the fastest single answer, or the most answers from the hardware? And which bottleneck did they attack first?
+# You need not know these words yet; each has its chapter on the map below. As of November 2026:
 #
-# | system | from | optimises | by | today |
-# |---|---|---|---|---|
-# | FasterTransformer | NVIDIA | latency | fused kernels, fp16 and int8, GEMMs chosen by search | historical: its README sends you to TensorRT-LLM |
-# | DeepSpeed inference | Microsoft | both | tensor and expert parallelism; ZeRO-Inference offloads weights; FastGen: continuous batching, split prompts | FastGen's last news are of January 2024 |
-# | FlexGen | Stanford, Berkeley and others | throughput | tensors placed over GPU, CPU and disk by a linear program; very large batches | historical: archived in December 2024 (as FlexLLMGen) |
-# | llama.cpp | ggml-org | latency for one user | plain C/C++, weights of few bits, CPUs and GPUs, layers split between them | current |
-# | vLLM | UC Berkeley | throughput | PagedAttention: the KV cache in blocks, hence larger batches | current |
-# | TGI | Hugging Face | both | continuous batching, tensor parallelism, streaming server | in maintenance mode; its README recommends vLLM, SGLang, llama.cpp |
-# | SGLang | LMSYS | throughput of related requests | RadixAttention: prefixes shared in a radix tree; structured output | current |
-# | TensorRT-LLM | NVIDIA | both | tuned kernels, fp8/fp4, in-flight batching, paged KV, speculation | current |
+# | system | optimises | by | today |
+# |---|---|---|---|
+# | [FasterTransformer](https://github.com/NVIDIA/FasterTransformer) | latency | fused kernels, fp16 and int8, GEMMs chosen by search | historical: its README sends you to TensorRT-LLM |
+# | [DeepSpeed inference](https://github.com/deepspeedai/DeepSpeed) | both | tensor and expert parallelism, offloaded weights; FastGen: continuous batching, split prompts | FastGen's last news: January 2024 |
+# | [FlexGen](https://github.com/FMInference/FlexLLMGen) | throughput | a linear program places tensors on GPU, CPU and disk; huge batches | archived in December 2024 (as FlexLLMGen) |
+# | [llama.cpp](https://github.com/ggml-org/llama.cpp) | latency for one user | plain C/C++, weights of few bits, layers split between CPU and GPU | current |
+# | [vLLM](https://github.com/vllm-project/vllm) | throughput | PagedAttention: the KV cache in blocks, hence larger batches | current |
+# | [TGI](https://github.com/huggingface/text-generation-inference) | both | continuous batching, tensor parallelism, streaming server | in maintenance mode |
+# | [SGLang](https://github.com/sgl-project/sglang) | throughput of related requests | RadixAttention: prefixes shared in a radix tree; structured output | current |
+# | [TensorRT-LLM](https://github.com/NVIDIA/TensorRT-LLM) | both | tuned kernels, fp8/fp4, in-flight batching, paged KV, speculation | current |
 #
-# The table grew out of the one in S1. Latency and throughput have since run together: vLLM, SGLang and TensorRT-LLM all
-# do continuous batching over a paged cache. What differs is where each began.
+# The two aims have since met: vLLM, SGLang and TensorRT-LLM all do continuous batching over a paged cache.
 #
 # ### The map
 #
-# Where in a request's life does each of the thirty chapters act, and by which lever? All of them turn the knobs
-# of one formula, $t(b) = \max\big((P s + b S k)/B,\ 2Pb/F\big)$: fewer forwards, fewer bytes in each, more readers in each, a
-# machine used closer to its limits, more machines.
+# Where in a request's life does each of the thirty chapters act, and by which lever? Nearly all turn the knobs of one
+# formula, $t(b) = \max\big((P s + b S k)/B,\ 2Pb/F\big)$: fewer forwards, fewer bytes in each, more readers in each, a
+# machine used closer to its limits, more machines. Chapter 07 removes what the formula leaves out, the time to start
+# operations.
 
-# %%
+# %% tags=["hide-input"]
 PHASES = {"wait": (0, 2.6), "prefill": (2.6, 7.4), "decode": (7.4, 14.4), "choose": (14.4, 17.2), "text": (17.2, 20)}
 LEVERS = (
     ("the system", plots.GREY, ((("01 whole system"), "wait", "text"), ("02 model · 03 training", "prefill", "decode"), ("04 next token", "choose", "choose"))),
@@ -773,30 +812,35 @@ plots.show(fig, alt="A map: the thirty chapters as bars over the phases of a req
 # | 5 | `simulate_static_batches`: a server with a queue | 7 | Many readers at once · Measured |
 #
 # Once task 5 works, draw the curve that every operator knows: mean latency against the rate of arrivals, for batch sizes
-# 1, 4 and 16, with $t_0$ and $t_1$ from above.
+# 1, 4 and 16, with $t_0$ and $t_1$ from above. The time in the queue will grow past all others.
 #
 # ## Check yourself
 #
-# <details><summary>A 70B model in bf16 (140 GB of weights to read) is spread over eight H100s that read in parallel, at 3.35 TB/s each. How many tokens a second, at most, for one reader?</summary>
+# <details><summary>A 70B model in bf16 (140 GB of weights to read) is spread over eight H100s that read in parallel,
+# at 3.35 TB/s each. How many tokens a second, at most, for one reader?</summary>
 #
 # The eight together read 26.8 TB/s: 26.8 / 0.14 = 191 tokens/s. Communication between them only makes it less (chapter 26).
 #
 # </details>
 #
-# <details><summary>Quantizing weights from 16 to 4 bits: which of TTFT and ITL does it help more, for a prompt of 4,000 tokens and one reader?</summary>
+# <details><summary>Quantizing weights from 16 to 4 bits: which of TTFT and ITL does it help more, for a prompt of
+# 4,000 tokens and one reader?</summary>
 #
 # ITL. Decode waits for the bytes of the weights, which become a quarter. A prefill of 4,000 tokens is compute-bound
 # (4,000 > 295), and the number of FLOPs stays.
 #
 # </details>
 #
-# <details><summary>A server gives 2,000 tokens/s with batches of 32, and answers have 250 tokens. What is the latency of a request, without queueing and prefill? What would it be with batches of 64 if throughput became 3,000?</summary>
+# <details><summary>A server gives 2,000 tokens/s with batches of 32, and answers have 250 tokens. What is the latency
+# of a request, without queueing and prefill? What would it be with batches of 64 if throughput became
+# 3,000?</summary>
 #
 # 32 · 250 / 2,000 = 4 s. With 64: 64 · 250 / 3,000 = 5.3 s. Throughput is up by half, and everybody waits a third longer.
 #
 # </details>
 #
-# <details><summary>Batch 1 of the formula says 223 tokens/s for the 8B model on an H100. With 8,000 tokens of context each, what is the most throughput that any batch size can approach, if memory were unlimited?</summary>
+# <details><summary>Batch 1 of the formula says 223 tokens/s for the 8B model on an H100. With 8,000 tokens of context
+# each, what is the most throughput that any batch size can approach, if memory were unlimited?</summary>
 #
 # $B / (S k)$ = 3.35 · 10¹² / (8,000 · 131,072) = 3,195 tokens/s: each token must read 1.05 GB of its own past. The
 # arithmetic limit, $F / 2P$ = 65,900 tokens/s, is far away.
@@ -805,14 +849,21 @@ plots.show(fig, alt="A map: the thirty chapters as bars over the phases of a req
 #
 # ## Sources
 #
-# - S1 (指标、两个阶段、框架), S2, S4 of the source articles: latency and throughput, prefill and decode, the table of frameworks.
-# - R. Sennrich, B. Haddow, A. Birch: *Neural Machine Translation of Rare Words with Subword Units*, 2016, [arXiv:1508.07909](https://arxiv.org/abs/1508.07909), algorithm 1: byte-pair encoding.
-# - S. Williams, A. Waterman, D. Patterson: *Roofline: an insightful visual performance model for multicore architectures*, Communications of the ACM 52(4), 2009: intensity and the two bounds.
-# - R. Pope et al.: *Efficiently Scaling Transformer Inference*, 2022, [arXiv:2211.05102](https://arxiv.org/abs/2211.05102): the same cost model at the size of PaLM.
-# - G.-I. Yu et al.: *Orca: A Distributed Serving System for Transformer-Based Generative Models*, OSDI 2022: why static batches waste, and what to do.
-# - W. Kwon et al.: *Efficient Memory Management for Large Language Model Serving with PagedAttention*, 2023, [arXiv:2309.06180](https://arxiv.org/abs/2309.06180).
-# - Y. Sheng et al.: *FlexGen: High-Throughput Generative Inference of Large Language Models with a Single GPU*, 2023, [arXiv:2303.06865](https://arxiv.org/abs/2303.06865).
-# - M. Brysbaert: *How many words do we read per minute?*, Journal of Memory and Language 109, 2019: 238 words a minute, about 5 tokens/s.
-# - NVIDIA datasheets: A10 (600 GB/s), A100 80 GB SXM (2,039 GB/s), H100 SXM (3.35 TB/s; 1,979 TFLOP/s in bf16 with sparsity, half of it without).
+# - R. Sennrich, B. Haddow, A. Birch: *Neural Machine Translation of Rare Words with Subword Units*, 2016,
+#   [arXiv:1508.07909](https://arxiv.org/abs/1508.07909), algorithm 1: byte-pair encoding.
+# - S. Williams, A. Waterman, D. Patterson: *Roofline: an insightful visual performance model for multicore
+#   architectures*, Communications of the ACM 52(4), 2009: intensity and the two bounds.
+# - R. Pope et al.: *Efficiently Scaling Transformer Inference*, 2022,
+#   [arXiv:2211.05102](https://arxiv.org/abs/2211.05102): the same cost model at the size of PaLM.
+# - G.-I. Yu et al.: *Orca: A Distributed Serving System for Transformer-Based Generative Models*, OSDI 2022: why
+#   static batches waste, and what to do.
+# - W. Kwon et al.: *Efficient Memory Management for Large Language Model Serving with PagedAttention*, 2023,
+#   [arXiv:2309.06180](https://arxiv.org/abs/2309.06180).
+# - Y. Sheng et al.: *FlexGen: High-Throughput Generative Inference of Large Language Models with a Single GPU*, 2023,
+#   [arXiv:2303.06865](https://arxiv.org/abs/2303.06865).
+# - M. Brysbaert: *How many words do we read per minute?*, Journal of Memory and Language 109, 2019: 238 words a
+#   minute, about 5 tokens/s.
+# - NVIDIA datasheets: A10 (600 GB/s), A100 80 GB SXM (2,039 GB/s), H100 SXM (3.35 TB/s; 1,979 TFLOP/s in bf16 with
+#   sparsity, half of it without).
 #
 # Next: [chapter 02](02_building_the_model.ipynb) builds the six blocks.

@@ -88,6 +88,43 @@ def bpe_encode(word, merges):  # noqa: F811
     return tokens
 
 
+@mistake(
+    "bpe_encode",
+    "goes through the list once",
+    hint="A late merge can make the part that an early one needs. After each join, look at the whole list again.",
+)
+def bpe_encode(word, merges):  # noqa: F811
+    tokens = list(word)
+    for pair in merges:
+        place = 0
+        while place + 1 < len(tokens):
+            if (tokens[place], tokens[place + 1]) == tuple(pair):
+                tokens[place : place + 2] = [tokens[place] + tokens[place + 1]]
+            place += 1
+    return tokens
+
+
+@mistake(
+    "bpe_encode",
+    "expects that there is always a pair of neighbours",
+    hint="One token has no neighbours, and min() of nothing raises ValueError: stop when no pair is left.",
+)
+def bpe_encode(word, merges):  # noqa: F811
+    rank_of = {pair: rank for rank, pair in enumerate(merges)}
+    tokens = list(word)
+    while True:
+        rank, place = min((rank_of.get(pair, len(merges)), place) for place, pair in enumerate(pairwise(tokens)))
+        if rank == len(merges):
+            return tokens
+        tokens[place : place + 2] = [tokens[place] + tokens[place + 1]]
+
+
+edited(
+    "bpe_encode",
+    "gives an empty token for the empty word",
+    replace={"tokens = list(word)": "tokens = list(word) or [word]"},
+    hint='"" has no characters, so it has no tokens: [] and not [""].',
+)
 edited(
     "bpe_encode",
     "joins equal pairs from the right",
@@ -193,6 +230,24 @@ edited(
     "divides the gaps by the number of tokens",
     replace={"sum(gaps_s) / len(gaps_s)": "sum(gaps_s) / len(token_times_s)"},
     hint="n tokens have n - 1 gaps.",
+)
+edited(
+    "request_metrics",
+    "puts the TTFT into the mean gap",
+    replace={"sum(gaps_s) / len(gaps_s)": "(token_times_s[-1] - arrival_s) / len(token_times_s)"},
+    hint="The mean gap knows nothing of the arrival: (last token - first token) / (n - 1).",
+)
+edited(
+    "request_metrics",
+    "starts the clock at the first token",
+    replace={"(token_times_s[-1] - arrival_s)": "(token_times_s[-1] - token_times_s[0])"},
+    hint="The user waits from the arrival on: tokens_per_s counts the TTFT, too.",
+)
+edited(
+    "request_metrics",
+    "gives 0 where there is no gap",
+    replace={'float("nan"), float("nan")': "0.0, 0.0"},
+    hint="A gap of 0 s would be the best of all. One token has no gap: NaN.",
 )
 
 
