@@ -4,7 +4,8 @@ Complete the functions below, then run `python3 tasks.py grade ch02`. The chapte
 `chapters/02_building_the_model.ipynb`; each task names the section that prepares it. Tasks 2 to 5 are the parts of a
 Llama, and Task 6 puts them together. Everything here is about one sequence, without a batch, in plain functions.
 
-When all of it works, `python exercises/ch02_building_the_model.py` tells a story with nothing but your own code.
+When all of it works, `python -m exercises.ch02_building_the_model`, from the folder that holds `exercises/` and
+with the Python of its environment, tells a story with nothing but your own code.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     x (..., size) and weight (size,), both of one dtype: float64, float32, bfloat16 or float16. The result has the
     shape and dtype of x.
-    The quotient is computed in float32 at least (float64 for float64) and rounded to the dtype of x once, at its end.
+    The quotient is computed in float32 at least (float64 for float64) from start to end. It is rounded to the dtype
+    of x before the weight comes in: the last product is one of two tensors of that dtype.
 
     Example: x = [3, 4], weight = [1, 10], eps = 0: mean square 12.5, its root 3.5355, result [0.8485, 11.3137].
     """
@@ -91,14 +93,16 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def hasty_feed_forward(x: Tensor, norm: Tensor, gate: Tensor, up: Tensor, down: Tensor, eps: float) -> Tensor:
-    """Somebody's draft of `feed_forward`. It runs without an error, and three things in it are wrong."""
+    """Somebody's draft of `feed_forward`. It runs without an error. Three things in it are wrong, and a fourth does
+    no harm until the first is repaired."""
     x = rms_norm(x, norm, eps)
     opening = torch.sigmoid(x @ up.T)
-    return x + (opening * (x @ gate.T)) @ down.T
+    x += (opening * (x @ gate.T)) @ down.T
+    return x
 
 
 def feed_forward(x: Tensor, norm: Tensor, gate: Tensor, up: Tensor, down: Tensor, eps: float) -> Tensor:
-    """`hasty_feed_forward`, repaired: x plus what SwiGLU makes of the normed x.
+    """`hasty_feed_forward`, repaired: x plus what SwiGLU makes of the normed x. The tensors passed in stay as they are.
 
     x (seq_len, hidden_size); norm (hidden_size,); gate and up (intermediate_size, hidden_size), down (hidden_size,
     intermediate_size): weights lie as torch.nn.Linear and checkpoints keep them, (outputs, inputs).
@@ -140,4 +144,4 @@ def tell_with_your_model(opening: str, num_new_tokens: int = 60) -> str:
 
 
 if __name__ == "__main__":
-    print(tell_with_your_model("Once upon a time, there was a girl named Zumi"))
+    print(tell_with_your_model("Once upon a time, there was a girl named Ivy"))

@@ -39,7 +39,8 @@ def cross_entropy_and_grad(logits: Tensor, targets: Tensor) -> tuple[Tensor, Ten
              At least one target counts
 
     Returns the loss (a scalar, nats) and the gradient (num_tokens, vocab_size). Both must be finite for logits as
-    large as 10,000. `logits` and `targets` stay as they are.
+    large as 10,000. `logits` and `targets` stay as they are. F.cross_entropy would be the answer and is refused;
+    log_softmax is allowed.
 
     Example: logits [[0, 0]] and target [0] give the loss log 2 = 0.693 and the gradient [[−0.5, 0.5]].
     """
@@ -89,7 +90,7 @@ def attention_backward(
 
     d_out (q_len, v_head_dim), q (q_len, head_dim), k (k_len, head_dim), v (k_len, v_head_dim), p (q_len, k_len)
 
-    Returns d_q, d_k, d_v, each of the shape of its namesake. Five matrix products are enough, counting none twice.
+    Returns d_q, d_k, d_v, each of the shape of its namesake. Four matrix products are enough, since `p` was saved.
 
     Example: with a single key p is 1 whatever q and k are, so d_q = 0, d_k = 0, and d_v is the sum of d_out's rows.
     """
@@ -124,7 +125,7 @@ def adamw_step(
     raise NotImplementedError("adamw_step: your code here")
 
 
-# ---- Task 7 (bug hunt): a loop that learns nothing. Prepared by "The naive version" and "Measured".
+# ---- Task 7 (bug hunt): a loop that learns to copy. Prepared by "The real version" and "Four ways to be wrong".
 
 
 def hasty_train(

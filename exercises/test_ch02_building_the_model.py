@@ -36,7 +36,7 @@ ROTATE = Task(
     "rotate",
     hints=(
         "Turn one pair (a, b) by an angle on paper: it is (a + ib)(cos + i sin). Which two dimensions are a and b?",
-        "a, b = x.chunk(2, dim=-1); the result is cat(a cos - b sin, b cos + a sin). Speeds: theta ** (-2i / head_dim).",
+        "a, b = x.chunk(2, dim=-1); the result is cat(a cos - b sin, b cos + a sin). Speeds: theta**(-2i / head_dim).",
     ),
     forbids=("minillm.model.rope.rotate", "minillm.model.rope.Rope", "minillm.model.rope.frequencies"),
 )
@@ -56,7 +56,7 @@ FEED_FORWARD = Task(
     "feed_forward",
     hints=(
         "Follow x: what is added to what at the end? Then compare the middle line with the formula of SwiGLU, twice.",
-        "The stream is overwritten by its norm; the wrong branch goes through the non-linearity; and sigmoid is not silu.",
+        "The stream is overwritten by its norm, and sigmoid of the wrong branch isn't silu of the gate. And +=?",
     ),
     forbids=("minillm.model.ffn.SwiGLU",),
 )
@@ -101,7 +101,8 @@ def test_counts_the_example_that_fits_on_a_napkin(student):
 
 @graded(COUNT, points=1)
 def test_llama_3_8b_and_llama_2_7b_to_the_last_parameter(student):
-    llama_2_7b = {**LLAMA_3_8B, "vocab_size": 32_000, "intermediate_size": 11_008, "num_key_value_heads": None}
+    llama_2_7b = {**LLAMA_3_8B, "vocab_size": 32_000, "intermediate_size": 11_008}
+    llama_2_7b |= {"num_key_value_heads": None, "head_dim": None}  # as some files say what others leave out
     assert student.parameter_count(LLAMA_3_8B) == 8_030_261_248
     assert student.parameter_count(llama_2_7b) == 6_738_415_616
 
@@ -264,6 +265,16 @@ def test_with_nothing_to_add_the_stream_passes_untouched(student, rng):
     x, norm = 5 * torch.randn(3, 4, generator=rng), torch.randn(4, generator=rng)
     gate, up = torch.randn(2, 6, 4, generator=rng)
     torch.testing.assert_close(student.feed_forward(x, norm, gate, up, torch.zeros(4, 6), 1e-6), x)
+
+
+@graded(FEED_FORWARD, points=1)
+def test_the_tensors_of_the_caller_stay_as_they_are(student, rng):
+    x, norm = 5 * torch.randn(3, 4, generator=rng), torch.randn(4, generator=rng)
+    gate, up = torch.randn(2, 6, 4, generator=rng)
+    down = torch.randn(4, 6, generator=rng)
+    before = x.clone()
+    student.feed_forward(x, norm, gate, up, down, 1e-6)
+    assert torch.equal(x, before), "x was written to, and another part of the program may still need it"
 
 
 @graded(FEED_FORWARD, points=2)

@@ -77,6 +77,8 @@ def test_halving_probabilities_can_be_summed_by_hand(student):
     assert student.nucleus_size(math.log(2), 1.0, 0.3) == 1
     assert student.nucleus_size(math.log(2), 1.0, 0.75) == 2  # reached exactly
     assert student.nucleus_size(math.log(2), 2.0, 0.9) == 7
+    assert student.nucleus_size(math.log(3), 1.0, 1 - 1 / 3) == 1  # exactly again, where rounding overshoots
+    assert student.nucleus_size(0.5 * math.log(5), 0.5, 1 - 5**-6) == 6
 
 
 @graded(SIZE, points=2)
@@ -93,6 +95,8 @@ def test_agrees_with_summing_one_token_after_another(student, rng):
         expected.append(count)
         answers.append(student.nucleus_size(step, temperature, top_p))
     assert answers == expected
+    # ln 10 / 1e-6 = 2302585.09…: nobody wants to sum that up.
+    assert student.nucleus_size(1e-6, 1.0, 0.9) == 2_302_586
 
 
 # ---- temperature_probs
@@ -117,6 +121,8 @@ def test_every_row_of_a_batch_is_a_distribution_of_its_own(student, rng):
 def test_temperature_0_is_greedy_with_the_lowest_id_among_equals(student):
     logits = torch.tensor([[1.0, 4.0, 4.0], [-math.inf, -2.0, -3.0]])
     assert student.temperature_probs(logits, 0.0).tolist() == [[0, 1, 0], [0, 1, 0]]
+    logits = torch.tensor([[0.0, 1.0, 0.0], [3.0, 1.0, 0.0]])  # each row has a winner of its own
+    assert student.temperature_probs(logits, 0.0).tolist() == [[0, 1, 0], [1, 0, 0]]
 
 
 @graded(TEMPERATURE, points=1)
@@ -127,6 +133,12 @@ def test_stays_finite_for_tiny_temperatures_and_huge_logits(student):
     assert student.temperature_probs(logits, 1e-40).tolist() == [1, 0, 0, 0]
     below_zero = student.temperature_probs(torch.tensor([-2e4, -2e4 - 1]), 1e-36)
     assert below_zero.tolist() == [1, 0]
+    assert student.temperature_probs(torch.tensor([1e35, 2e35, 0.0]), 1e-40).tolist() == [0, 1, 0]
+    beyond_float64 = torch.tensor([1e300, 2e300, 0.0], dtype=torch.float64)
+    assert student.temperature_probs(beyond_float64, 1e-40).tolist() == [0, 1, 0]
+    # Tiny is not zero: the ratio of two probabilities is e^(1e-8 / 1e-8) = e.
+    in_step = student.temperature_probs(torch.tensor([0.0, 1e-8], dtype=torch.float64), 1e-8)
+    torch.testing.assert_close(in_step.tolist(), [1 / (math.e + 1), math.e / (math.e + 1)])
 
 
 # ---- nucleus_mask
@@ -166,6 +178,8 @@ def test_ties_keep_no_more_than_needed_and_banned_tokens_stay_out(student):
     assert int(mask.sum()) == 3
     assert not mask[1]
     assert student.nucleus_mask(logits, 0.999).tolist() == [True, False, True, True, False, True]
+    ten_equals = torch.tensor([0.0] * 10 + [-math.inf])  # ten times 0.1 sums to less than 1 in float64
+    assert student.nucleus_mask(ten_equals, 1.0).tolist() == [True] * 10 + [False]
 
 
 # ---- process
@@ -211,6 +225,9 @@ def test_a_ban_of_everything_bans_nothing(student):
 @graded(PROCESS, points=2)
 def test_each_filter_sees_what_the_ones_before_it_left(student):
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64).log()
+    for top_p, kept in ((0.5, 2), (0.65, 2), (0.75, 3)):
+        mask = student.nucleus_mask(logits, top_p).tolist()
+        assert mask == [i < kept for i in range(4)], "process builds on your nucleus_mask: repair that first"
     # At temperature 4 the probabilities are 0.30, 0.28, 0.25, 0.21 …
     assert support(student.process(logits, [], temperature=4.0, top_p=0.65)) == [0, 1, 2]
     assert support(student.process(logits, [], temperature=0.25, top_p=0.65)) == [0]
@@ -351,7 +368,7 @@ def test_a_beam_wide_enough_is_brute_force(student, length_penalty):
     torch.testing.assert_close([score for _, score in found], [score for score, _ in expected])
 
 
-@graded(BEAM, points=2)
+@graded(BEAM, points=1)
 def test_each_beam_is_the_best_of_all_extensions_of_the_one_before(student):
     vocab_size, num_beams, eos, prompt = 6, 3, 5, [2, 4]
     for seed in (3, 4, 5, 6):
@@ -369,6 +386,25 @@ def test_each_beam_is_the_best_of_all_extensions_of_the_one_before(student):
         for new_len in range(1, 5):
             extensions = [(*ids, t) for ids in by_length[new_len - 1] for t in range(vocab_size) if t != eos]
             assert by_length[new_len] == set(sorted(extensions, key=total)[-num_beams:])
+
+
+@graded(BEAM, points=1)
+def test_an_ending_counts_if_it_is_among_the_best_and_does_not_end_the_search(student):
+    model = table_model({(): [0.6, 0.0, 0.4], (0,): [0.5, 0.3, 0.2]}, vocab_size=3, eos=2)
+    options = {"num_beams": 1, "eos_token_id": 2}
+    # The ending (0.4) is the second best extension, and one beam keeps the best only.
+    ((found, score),) = student.beam_search(model, PROMPT, max_new_tokens=2, length_penalty=0.0, **options)
+    assert list(found) == [0, 0]
+    assert math.isclose(score, math.log(0.3))
+    # The ending (0.35) is among the best two, and leaves its place in the beam to token 1.
+    model = table_model({(): [0.4, 0.25, 0.35], (0,): [0.5, 0.3, 0.2], (1,): [0.1, 0.0, 0.9]}, vocab_size=3, eos=2)
+    found = student.beam_search(model, PROMPT, num_beams=2, max_new_tokens=2, eos_token_id=2, length_penalty=1.0)
+    assert [list(token_ids) for token_ids, _ in found] == [[1, 2], [0, 0]]
+    # Here the ending is the best. The beam goes on without it, and the longer text has the better mean.
+    model = table_model({(): [0.4, 0.1, 0.5]}, vocab_size=3, eos=2)
+    ((found, score),) = student.beam_search(model, PROMPT, max_new_tokens=3, length_penalty=1.0, **options)
+    assert list(found) == [0, 2]
+    assert math.isclose(score, math.log(0.4) / 2)
 
 
 @graded(BEAM, points=1)

@@ -131,8 +131,8 @@ def process(
 
     1. repetition penalty: each token of `history` is weakened once, however often it occurs. Its logit is divided by
        the penalty if positive, multiplied by it if negative.
-    2. no-repeat n-gram: every token that would complete an n-gram that `history` has already (n >= 1) is out. If
-       that were every token of the vocabulary, then none is: something has to come next.
+    2. no-repeat n-gram: every token that would complete an n-gram that `history` has already (n >= 1) is out. If no
+       finite logit would be left, nothing is banned: something has to come next.
     3. temperature (> 0 here): divide.
     4. top-k: the k largest stay, and ties with the k-th. A k beyond the vocabulary keeps all.
     5. top-p: the nucleus stays. Build on `nucleus_mask`.
@@ -173,8 +173,9 @@ def process(
 def gumbel_draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     """Draw one token a row by the Gumbel-max trick: logits (..., vocab_size) -> token ids (...), int64.
 
-    `uniforms` (..., vocab_size) are independent and uniform on [0, 1): one for each token. Turned into Gumbel noise
-    -ln(-ln u) and added to the logits, they make the place of the largest sum a sample from softmax(logits).
+    `uniforms` (..., vocab_size) are independent and uniform on (0, 1), both ends excluded: one for each token. Turned
+    into Gumbel noise -ln(-ln u) and added to the logits, they make the place of the largest sum a sample from
+    softmax(logits). They are the only source of chance: equal uniforms give equal tokens.
     A banned token (-inf) never wins, whatever its number.
 
     Example: logits [0, 0, ln 3] and uniforms [0.5, 0.9, 0.2] have noise [0.37, 2.25, -0.48] and sums

@@ -13,10 +13,11 @@
 # %% [markdown]
 # # 02 · Building the model
 #
-# A Llama is six ideas and about sixty lines. This chapter builds each of them, and you leave with a model of your own
-# that reads a Hugging Face checkpoint and gives the same logits as the library.
+# A Llama is six ideas and about sixty lines: the residual stream, RMSNorm, RoPE, causal attention, shared KV heads and
+# SwiGLU. This chapter builds each of them, and you leave with a model of your own that reads a Hugging Face checkpoint and
+# gives the same logits as the library.
 #
-# Needs: [chapter 01](01_whole_system.ipynb) · Time: 90 minutes · Source articles: S3 §1, §1.1, §1.4, §三
+# Needs: [chapter 01](01_whole_system.ipynb) · Time: 60 minutes to read, 60 to solve
 
 # %% [markdown]
 # ## Why
@@ -26,8 +27,9 @@
 # code that gets it wrong doesn't crash. The shapes still fit. The model just talks nonsense.
 #
 # Here is one such mistake, committed on purpose. The bundled model wants dimension 0 of a head rotated together with
-# dimension 16. We shuffle the rows of two matrices so that 0 is rotated with 1, as in the weights that Meta published,
-# which is what a loader that forgets to convert them does. No error, no warning, no missing number.
+# dimension 16. We shuffle the rows of two matrices so that 0 is rotated with 1. It is the mirror image of a well-known bug:
+# in the weights that Meta published 0 belongs with 1, and a loader that forgets to convert them rotates it with 16 (for heads
+# of 32). No error, no warning, no missing number.
 
 # %%
 import copy
@@ -49,8 +51,8 @@ encoded = [torch.tensor(tokenizer.encode(text)) for text in held_out]
 
 
 def logits_of(some_model, attend=None, positions_of=torch.arange):
-    """The logits for three held-out stories, each (seq_len, vocab_size)."""
-    attend = attend or FullAttend([None] * 6)
+    """The logits for three held-out stories, each (seq_len, vocab_size). Attention and positions can be exchanged."""
+    attend = attend or FullAttend([None] * 6)  # the library's attention; None: no layer limits how far back it looks
     return [some_model(tokens[:-1], positions_of(len(tokens) - 1), attend) for tokens in encoded[:3]]
 
 
@@ -60,6 +62,7 @@ def nats_per_token(logits_of_stories):
     return float(torch.cat([F.cross_entropy(logits, tokens[1:], reduction="none") for logits, tokens in pairs]).mean())
 
 
+# The mistake: rows 0, 2, 4 … of each head first, then 1, 3, 5 …, so that the old 0 and 1 end up 16 apart.
 neighbours = torch.cat((torch.arange(0, 32, 2), torch.arange(1, 32, 2)))
 wrong_pairs = copy.deepcopy(model)
 for block in wrong_pairs.blocks:
@@ -69,19 +72,21 @@ for block in wrong_pairs.blocks:
 prompt = "Once upon a time, there was a young girl named Ivy who"
 for name, some_model in (("right", model), ("wrong pairs", wrong_pairs)):
     text = generate_text(some_model, tokenizer, prompt, SamplingParams(max_new_tokens=45, temperature=0))
-    print(f"{name}, {nats_per_token(logits_of(some_model)):.2f} nats a token:\n   {prompt}{text}\n")
+    nats = nats_per_token(logits_of(some_model))
+    print(f"{name}: {nats:.2f} nats a token, perplexity {math.exp(nats):.1f}\n   {prompt}{text}\n")
 
 # %% [markdown]
-# The surprise per token rises from 0.65 **nats** (奈特: the unit of information of natural logarithms, 1.44 bits) to 3.3. Put as perplexity ($e^{\text{nats}}$): instead of hesitating between two words, the model hesitates between
-# more than twenty. Near the end of the chapter stands a price list of fourteen such changes. Some of them cost *nothing*
-# that a loss can see, and those are the dangerous ones.
+# The surprise per token, in **nats** (奈特: the unit of information of natural logarithms, 1.44 bits), is several times what it
+# was. Put as perplexity ($e^{\text{nats}}$): the right model hesitates between two words, as it were, the wrong one between
+# twenty or so. Near the end of the chapter stands a price list of fourteen changes. Some of them cost *nothing* that a
+# loss can see, and those are the dangerous ones.
 
 # %% [markdown]
 # ## Napkin
 #
-# Before building anything: how large will it be? Every **parameter** (参数) is an entry of a matrix whose sides are in
-# `config.json`. With vocabulary $V$, `hidden_size` $h$, `intermediate_size` $m$, $L$ layers, $H$ query heads and $G$ KV
-# heads of `head_dim` $d$:
+# Before building anything: how large will it be? What each part does comes below; here only the sizes count. Every
+# **parameter** (参数) is an entry of a matrix whose sides are in `config.json`. With vocabulary $V$, `hidden_size` $h$,
+# `intermediate_size` $m$, $L$ layers, $H$ query heads and $G$ KV heads of `head_dim` $d$:
 #
 # | part | shape | count | stories-5m | Llama 3 8B |
 # |---|---|---|---|---|
@@ -90,16 +95,16 @@ for name, some_model in (("right", model), ("wrong pairs", wrong_pairs)):
 # | `wk`, `wv` | $(Gd, h)$ twice | $2hGd$ | 2 · 256 · 4 · 32 | 2 · 4,096 · 8 · 128 |
 # | `w_gate`, `w_up`, `w_down` | $(m, h)$ twice, $(h, m)$ | $3hm$ | 3 · 256 · 704 | 3 · 4,096 · 14,336 |
 # | norms | $(h)$ | $2h$ a layer, $h$ at the end | 512 | 8,192 |
-# | head | $(V, h)$ | $Vh$, or 0 if tied | 0 | 128,256 · 4,096 |
+# | output head | $(V, h)$ | $Vh$, or 0 if tied | 0 | 128,256 · 4,096 |
 #
-# **Tied** (权重共享) means that the last matrix, which turns a state into scores for words, is the embedding used again.
-# Small models tie, since the vocabulary is a large part of them. By hand for ours:
+# **Tied** (权重共享) means that the last matrix, which turns a state into scores for words, is the embedding used again. By
+# hand for ours:
 #
 # $$524{,}288 + 6 \cdot (196{,}608 + 540{,}672 + 512) + 256 = 4{,}951{,}296,$$
 #
-# so in bfloat16, at 2 bytes each, 9,902,592 bytes. Llama 3 8B comes to 8,030,261,248 parameters and 14.96 GiB. All of
-# it but the embedding (from which one row is read) passes the chip for every token: 15.0 GB, or 4.5 ms at the 3.35 TB/s
-# of an H100. Chapter 05 is about that sentence.
+# so in bfloat16, at 2 bytes each, 9,902,592 bytes. Llama 3 8B comes to 8,030,261,248 parameters and 16.06 GB (14.96 GiB).
+# All but the embedding, from which one row is read, passes the chip for every token: 16.06 − 1.05 = 15.0 GB, or 4.5 ms at
+# the 3.35 TB/s of an H100. Chapter 05 is about that sentence.
 
 # %%
 shapes = {
@@ -118,14 +123,15 @@ totals = {name: sum(count(s) for _, count in parts.values()) for name, s in shap
 for name, total in totals.items():
     print(f"{name:13s}{total:>14,} parameters {2 * total / 2**30:8.3f} GiB in bfloat16")
 
+# %% tags=["hide-input"]
 fig, ax = plots.figure(height=2.7)
 for row, (name, s) in enumerate(shapes.items()):
     left = 0
     for part, (color, count) in parts.items():
         share = 100 * count(s) / totals[name]
         ax.barh(row, share, left=left, height=0.62, color=color, label=part if row == 0 else None)
-        if share > 4:
-            ax.text(left + share / 2, row, f"{share:.0f} %", ha="center", va="center", color=plots.ink_on(color))
+        if share > 2.5:
+            ax.text(left + share / 2, row, f"{share:.0f}", ha="center", va="center", color=plots.ink_on(color))
         left += share
 ax.set_yticks(range(len(shapes)), shapes)
 ax.set(xlim=(0, 100), xlabel="share of the parameters (%)")
@@ -135,16 +141,22 @@ ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=4, columnspacing=1)
 plots.show(fig, alt="Shares of embedding, attention, feed-forward and norms in four models: the feed-forward is most of each.")
 
 # %% [markdown]
-# Two thirds of a Llama are feed-forward, and the norms, which we will spend a while on, don't show at all. Few numbers
-# can still be in a position to ruin everything.
+# Two thirds or so of a Llama are feed-forward, and the norms, which we will spend a while on, hardly show. Few numbers can
+# still be in a position to ruin everything.
 
 # %% [markdown]
 # ## The naive version
 #
 # One part of the model lets tokens see one another, and it is the one to write out first. In **attention** (注意力) every
-# token has a *query* (what am I looking for?), a *key* (what do I offer?) and a *value* (what do I hand over?), each of
-# `head_dim` numbers. A token compares its query with the keys of all tokens up to itself and takes a weighted mean of
-# their values. As it is read:
+# token has a *query* (what am I looking for?), a *key* (what do I offer?) and a *value* (what do I hand over?). They are
+# three products with the token's normed state $x$: $q = W_q x$, $k = W_k x$, $v = W_v x$.
+#
+# A model does this several times side by side, with other rows of the matrices. Each copy is a **head** (注意力头), with a
+# query, key and value of `head_dim` numbers of its own. The outputs of all heads are laid end to end, and one more matrix,
+# $W_o$, mixes them back into `hidden_size` numbers.
+#
+# Within a head, a token compares its query with the keys of all tokens up to itself and takes a weighted mean of their
+# values. As it is read:
 
 
 # %%
@@ -171,9 +183,8 @@ print("three tokens:", rows, f"from {products} products")
 # Check it by hand. The third query is (1, 0); its scores with the three keys are 0, ln 2 and 0; the exponentials are 1,
 # 2, 1; the weights ¼, ½, ¼; the output ¼·4 + ½·8 + ¼·0 = 5. Queries of zeros weigh alike: 4, then 6.
 #
-# The number of products is $\tfrac{n(n+1)}{2} \cdot 2d$ for $n$ tokens: it grows with the square, which chapters 08 to 12
-# are about. A story of 256 tokens in this model of 6 layers and 8 heads takes 101 million, each of them a step of Python
-# here. And one mistake is easy to make: letting $j$ run to $n$.
+# The number of products is $\tfrac{n(n+1)}{2} \cdot 2d$ for $n$ tokens: it grows with the square, which chapters 08 to 12 are
+# about. A story of 256 tokens takes this model 101 million, each of them a step of Python here.
 
 # %%
 from minillm.attention import naive_attention
@@ -193,11 +204,11 @@ print("equal to the library's oracle:", torch.allclose(torch.tensor(rows, dtype=
 # A token enters as a row of the **embedding** (嵌入), a table of $V$ rows: $x = E[\text{token}]$, of `hidden_size` numbers.
 # That vector is the token's **residual stream** (残差流). It is never replaced. Each layer reads it, normed, and adds to it:
 #
-# $$x \leftarrow x + \text{attention}(\text{norm}(x)), \qquad x \leftarrow x + \text{feed-forward}(\text{norm}(x)).$$
+# $$x \leftarrow x + \text{attention}(\text{norm}_1(x)), \qquad x \leftarrow x + \text{feed-forward}(\text{norm}_2(x)).$$
 #
-# At the end one more norm, and a product with every row of the head: the **logits** (对数几率), a score for each token of
-# the vocabulary. Because a layer only adds, what it leaves alone passes through, and so do gradients. The norm stands in
-# the branch and not in the stream (**pre-norm**, 前置归一化), so nothing keeps the stream small. We watch it in a real story.
+# At the end one more norm, and a product with every row of the output head (LM head): the **logits** (对数几率), a score for
+# each token of the vocabulary. Because a layer only adds, what it leaves alone passes through, and so do gradients. The norm
+# stands in the branch and not in the stream (**pre-norm**, 前置归一化), so nothing keeps the stream small. We watch it in a story.
 
 # %%
 config = model.config
@@ -210,42 +221,46 @@ for hook in hooks:
     hook.remove()
 
 streams = torch.stack(streams)  # (13, seq_len, hidden_size)
-rms = streams.square().mean(-1).sqrt()
-added = (streams[1:] - streams[:-1]).square().mean(-1).sqrt().mean(-1)  # by each half of a block
+rms = streams.square().mean(-1).sqrt()[:, 1:]  # without the first token
+added = (streams[1:] - streams[:-1]).square().mean(-1).sqrt()[:, 1:].median(-1).values  # by each half of a block
+low, middle, high = rms.quantile(torch.tensor([0.05, 0.5, 0.95]), dim=1)
+print(f"rms of the median token: {middle[0]:.2f} as a row of the embedding, {middle[-1]:.1f} before the last norm")
 
-fig, ax = plots.figure(height=3.6)
+# %% tags=["hide-input"]
+fig, (ax, below) = plots.figure(height=4.8, nrows=2, sharex=True)
 places = torch.arange(13)
-low, middle, high = rms[:, 1:].quantile(torch.tensor([0.05, 0.5, 0.95]), dim=1)
-ax.bar(places[1:] - 0.5, added, width=0.62, color=[plots.ORANGE, plots.SKY] * 6)
-ax.fill_between(places, low, high, color=plots.tint(plots.BLUE, 0.25))
-ax.plot(places, middle, color=plots.BLUE, marker="o")
-ax.text(6.3, 11.5, "the stream: its median token,\nand the range of 90 % of all tokens", color=plots.BLUE, ha="center")
-ax.bar([0], [0], color=plots.ORANGE, label="added by attention")
-ax.bar([0], [0], color=plots.SKY, label="added by the feed-forward")
-ax.set_xticks([0, *range(2, 13, 2)], ["embedding", *(f"layer {i}" for i in range(6))])
-ax.set(ylabel="root mean square", ylim=(0, None))
-ax.grid(axis="x", visible=False)
+ax.fill_between(places, low, high, color=plots.tint(plots.BLUE, 0.25), label="90 % of all tokens")
+ax.plot(places, middle, color=plots.BLUE, marker="o", label="median token")
+ax.set(ylabel="rms", ylim=(0, None), title="the stream")
 ax.legend(loc="upper left")
+below.bar(places[1::2], added[::2], width=0.62, color=plots.ORANGE, label="by attention")
+below.bar(places[2::2], added[1::2], width=0.62, color=plots.SKY, label="by the feed-forward")
+below.set_xticks([0, *range(2, 13, 2)], ["embedding", *(f"after\nlayer {i}" for i in range(6))])
+below.set(ylabel="rms", ylim=(0, None), title="what is added to it (median token)")
+below.legend(loc="upper left")
+for one in (ax, below):
+    one.grid(axis="x", visible=False)
 plots.show(fig, alt="The residual stream grows from layer to layer, because every half of a block adds to it.")
 
 # %% [markdown]
-# A row of the embedding is small (0.13). The first feed-forward writes over it in large letters, and from layer 1 on each
-# layer adds more than the one before: to matter in a large sum, a term must be large. What a layer *reads* is nevertheless
-# always of size one, because of the norm.
+# A row of the embedding is small, and the first feed-forward drowns it out. The later layers add much more than the middle
+# ones: to matter in a large sum, a term must be large. What a layer *reads* is of about the same size everywhere: one after
+# the division, then times the norm's weight. (The first token is left out: with no past to look at, it is a special case, and
+# its stream is several times as large.)
 #
 # ### RMSNorm
 #
-# Normalising means: subtract a mean, divide by a spread. Three kinds differ in what they average over. Take the stream
-# of a batch: a block of numbers, batch × token × feature.
+# Normalising means: subtract a mean, divide by a spread. Three kinds differ in what they average over. Take the stream of a
+# batch, a block of numbers:
 #
 # * **BatchNorm** (批归一化) takes one feature over all tokens of all texts. One text's output then depends on its neighbours
-#   in the batch, and a single token at decoding time has no batch to speak of.
+#   in the batch.
 # * **LayerNorm** (层归一化) takes one token, over its features: $(x - \mu) / \sigma$, with weight and bias.
 # * **RMSNorm** (均方根归一化) does so too, and leaves out the mean:
 #
-# $$y_i = w_i \cdot \frac{x_i}{\sqrt{\tfrac{1}{h}\sum_j x_j^2 + \varepsilon}}.$$
+# $$y = w \odot \frac{x}{\sqrt{\text{mean}(x^2) + \varepsilon}}, \qquad x, w, y \text{ of } h \text{ numbers each}.$$
 
-# %%
+# %% tags=["hide-input"]
 batch = torch.stack([tokens_of_one[:24] for tokens_of_one in encoded])
 captured = []
 hook = model.blocks[3].attention_norm.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
@@ -293,6 +308,7 @@ draw_block(axes[2], block_of_numbers, lambda b, t, f: b == 0 and t == 2, "RMSNor
            f"the same 8 numbers\nno mean, rms {row.square().mean().sqrt():.2f}")
 plots.show(fig, alt="Three blocks of real activations: BatchNorm averages a slab of one feature, LayerNorm and RMSNorm a row of one token.")
 
+# %%
 mean_share = (streams.mean(-1).square() / streams.square().mean(-1)).mean(-1)
 print("share of the mean in the mean square:", " ".join(f"{share:.4f}" for share in mean_share[::2]))
 
@@ -300,35 +316,37 @@ print("share of the mean in the mean square:", " ".join(f"{share:.4f}" for share
 # *Features run to the right, tokens down, texts into the depth. Grey: the magnitude of the stream before layer 3. Blue: what
 # is averaged to norm one number.*
 #
-# What does leaving out the mean save? One of two reductions over the vector, one subtraction for each number, and the
-# bias: $h$ parameters instead of $2h$. Its paper reports 7 to 64 % less running time on different models. And what does
-# it lose? The printed shares, from embedding to last norm, say: the mean holds 0.4 % of the mean square. For 256 independent
-# numbers around zero one expects 1/256 = 0.0039. The mean is what chance makes of it, and there is nothing to remove.
+# What does leaving out the mean save? One of two reductions over the vector, a subtraction for each number, and the bias.
+# Its paper reports 7 to 64 % less running time. And what does it lose? The printed shares run from the embedding to the
+# last norm. For 256 independent numbers around zero one expects 1/256 = 0.0039: the mean is about what chance makes of it.
+# Removing it still moves every number by $\sqrt{1/256}$, a sixteenth of the rms, and thirteen norms add that up: see the
+# price list.
 #
 # Two details matter. First, $\varepsilon$ stands *under the root*. For $x = 10^{-3}$ and $\varepsilon = 10^{-6}$ the divisor
 # is $\sqrt{2} \cdot 10^{-3}$; outside of the root, $\varepsilon$ would change it by a thousandth. Second, the statistics are
-# taken in float32 whatever the input: bfloat16 has 8 bits and rounds at every step, and in float16 300² = 90,000 is
-# already infinity.
+# taken in float32 whatever the input: bfloat16 keeps 8 significant bits and rounds at every step, and in float16
+# 300² = 90,000 is already infinity.
 #
 # ### RoPE
 #
 # Attention as we wrote it doesn't know where a token stands: shuffle the past, and the mean is the same. **RoPE**
 # (旋转位置编码, rotary position embedding) turns queries and keys by an angle that grows with the position, and nothing else.
 #
-# Split a head of $d$ numbers into $d/2$ pairs and read each pair as a complex number $z = a + ib$. At position $p$, pair
-# $i$ is multiplied by $e^{\mathrm{i} p \omega_i}$: its length stays, and it turns by $p\,\omega_i$ **radians** (弧度). The
-# speeds fall geometrically, from 1 radian a token to nearly $1/\theta$:
+# Split a head of $d$ numbers into $d/2$ pairs and read each pair as a complex number $z$. At position $p$, pair $j$ is
+# multiplied by $e^{\mathrm{i} p \omega_j}$: its length stays, and it turns by $p\,\omega_j$ **radians** (弧度). The speeds fall
+# geometrically, from 1 radian a token to nearly $1/\theta$:
 #
-# $$\omega_i = \theta^{-2i/d}, \qquad i = 0, \dots, d/2 - 1, \qquad \theta = 10{,}000 \text{ here}, 500{,}000 \text{ in Llama 3.}$$
+# $$\omega_j = \theta^{-2j/d}, \qquad j = 0, \dots, d/2 - 1, \qquad \theta = 10{,}000 \text{ here}, 500{,}000 \text{ in Llama 3.}$$
 
 # %%
 attention = model.blocks[2].attention
 h = model.blocks[2].attention_norm(streams[4])
 q_real = attention.wq(h).unflatten(-1, (8, 32))[30, 5]  # token 30, head 5: (head_dim,)
 k_real = attention.wk(h).unflatten(-1, (4, 32))[20, 2]  # token 20, the KV head that head 5 reads
+speeds = 10_000.0 ** (-torch.arange(0, 32, 2) / 32)  # of the 16 pairs, radians a token
 
+# %% tags=["hide-input"]
 fig, axes = plots.figure(height=2.5, ncols=4)
-speeds = 10_000.0 ** (-torch.arange(0, 32, 2) / 32)
 for ax, i in zip(axes, (0, 2, 4, 8)):
     start = complex(q_real[i], q_real[i + 16])
     turned = [start * complex(math.cos(p * speeds[i]), math.sin(p * speeds[i])) for p in range(13)]
@@ -362,11 +380,20 @@ plots.show(fig, alt="Four pairs of a real query in the complex plane at position
 # compared with anything); rotating a whole text further by the same amount changes nothing; and a rotated key can be
 # kept, which makes the cache of chapter 08 possible.
 #
-# How much do far tokens lose? Take a query equal to its key, all ones. The score at distance $m$ is the mean of
-# $\cos(m\,\omega_i)$. Pairs that have turned by less than a radian contribute about 1, those that have gone round many
-# times cancel to about 0. $m\,\omega_i < 1$ means $2i/d > \ln m / \ln\theta$, so a share of $1 - \ln m / \ln\theta$ is left.
-# The careful integral adds Euler's constant: $1 - (\ln m + 0.577)/\ln\theta$. This **long-range decay** (远程衰减) is a
-# straight line over the logarithm of the distance, and a larger $\theta$ makes it flatter.
+# How much do far tokens lose? Take a query equal to its key, all ones. The score at distance $\Delta$, divided by the score at
+# distance 0, is the mean of $\cos(\Delta\,\omega_j)$. Pairs that have turned by less than a radian contribute about 1, those
+# that have gone round many times cancel to about 0. $\Delta\,\omega_j < 1$ means $2j/d > \ln \Delta / \ln\theta$, so a share of
+# $1 - \ln \Delta / \ln\theta$ is left; more carefully, $1 - (\ln \Delta + 0.577)/\ln\theta$. This **long-range decay** (远程衰减)
+# is a straight line over the logarithm of the distance, and a larger $\theta$ makes it flatter. It holds for equal $q$ and $k$;
+# a trained head may prefer any distance.
+#
+# <details><summary>More carefully?</summary>
+#
+# The mean of $\cos(\Delta\,\theta^{-u})$ over $u$ from 0 to 1 is
+# $[\mathrm{Ci}(\Delta) - \mathrm{Ci}(\Delta/\theta)] / \ln\theta$, with the cosine integral $\mathrm{Ci}$. For $1 \ll \Delta \ll \theta$, $\mathrm{Ci}(\Delta) \approx 0$ and
+# $\mathrm{Ci}(\Delta/\theta) \approx 0.577 + \ln(\Delta/\theta)$, where 0.577 is Euler's constant.
+#
+# </details>
 
 # %%
 from minillm.model.rope import rotate as library_rotate
@@ -376,51 +403,55 @@ cos, sin = model.rope.cos_sin(positions, torch.float32)
 q_turned = library_rotate(q_real.expand(8, 1, 32), cos, sin)[:, 0]
 k_turned = library_rotate(k_real.expand(8, 1, 32), cos, sin)[:, 0]
 scores = q_turned @ k_turned.T  # <R(p) q, R(p') k>
-by_distance = torch.stack([q_real @ model.rope.rotate(k_real[None].expand(8, 1, 32), positions - i)[:, 0].T for i in range(8)])
+k_by_distance = [model.rope.rotate(k_real.expand(8, 1, 32), positions - i)[:, 0] for i in range(8)]
+by_distance = torch.stack([q_real @ keys.T for keys in k_by_distance])
 print("<R(p)q, R(p')k> = <q, R(p'-p)k>, all 64 pairs of positions:", torch.allclose(scores, by_distance, atol=1e-4))
 
-fig, (left, right) = plots.figure(height=3.5, ncols=2, width_ratios=(1, 1.25))
+# %% tags=["hide-input"]
+fig, (left, right) = plots.figure(height=3.3, ncols=2, width_ratios=(1, 1.25))
 plots.matrix(left, scores, fmt=".1f", xlabel="position of the key", ylabel="position of the query",
              row_labels=range(8), column_labels=range(8), vmin=float(scores.min()) - 1)
-distance = torch.logspace(0, 5, 170)
+distance = torch.logspace(0, 5, 130)
 for theta, color in ((10_000.0, plots.ORANGE), (500_000.0, plots.BLUE)):
     omega = theta ** (-torch.arange(0, 128, 2) / 128)
     right.plot(distance, torch.cos(distance[:, None] * omega).mean(-1), color=color, lw=1.3, label=f"θ = {theta:,.0f}")
     straight = 1 - (distance.log() + 0.5772) / math.log(theta)
     right.plot(distance[straight > 0], straight[straight > 0], "--", color=plots.GREEN, lw=1.4)
-right.plot([], [], "--", color=plots.GREEN, lw=1.4, label="1 − (ln m + 0.577) / ln θ")
-right.set(xscale="log", xlabel="distance m (tokens)", ylabel="score of equal q and k", ylim=(-0.85, 1.05), xlim=(1, 1e5))
+right.plot([], [], "--", color=plots.GREEN, lw=1.4, label="1 − (ln Δ + 0.577) / ln θ")
+right.set(xscale="log", xlabel="distance Δ (tokens)", ylabel="score, of that at distance 0", ylim=(-0.85, 1.05), xlim=(1, 1e5))
 right.legend(loc="lower left", handlelength=1.3)
-plots.show(fig, alt="Left: scores of a real query and key at eight positions each are constant along diagonals. Right: the score decays with the logarithm of the distance.")
+plots.show(fig, alt="Left: scores of a query and key at eight positions each are constant along diagonals. "
+           "Right: the score decays with the logarithm of the distance.")
 
 # %% [markdown]
 # *Left: one real query and key placed at eight positions each. Each diagonal is one distance and one number.*
 #
 # #### Which two numbers form a pair?
 #
-# The mathematics doesn't care; checkpoints do. The paper and Meta's own Llama weights pair neighbours (**interleaved**,
-# 交错). Hugging Face pairs dimension $i$ with $i + d/2$ (**halves**, 对半), which needs no strided access. Conversion is a
+# The mathematics doesn't care; checkpoints do. The paper and Meta's own weights pair neighbours (**interleaved**,
+# 交错). Hugging Face pairs dimension $j$ with $j + d/2$ (**halves**, 对半), which needs no strided access. Conversion is a
 # permutation of the rows of `wq` and `wk`, head by head; scores don't notice, since both sides are permuted alike.
 
 # %%
-pair_colors = [plots.BLUE, plots.ORANGE, plots.GREEN, plots.PURPLE]
 to_halves = [0, 2, 4, 6, 1, 3, 5, 7]  # row i of the halves is row to_halves[i] of the neighbours
-fig, ax = plots.diagram(7.2, 3.2)
-top = plots.cells(ax, 0, 2.4, list(range(8)), colors=[pair_colors[i // 2] for i in range(8)])
-below = plots.cells(ax, 0, 0, to_halves, colors=[pair_colors[i % 4] for i in range(8)])
-for place, came_from in enumerate(to_halves):
-    plots.arrow(ax, (top[came_from][0], 2.4), (below[place][0], 1.0), color=pair_colors[came_from // 2])
-ax.text(8.3, 2.9, "neighbours: (0, 1) (2, 3) …", va="center")
-ax.text(8.3, 0.5, "halves: place i with i + 4", va="center")
-ax.set_xlim(-0.2, 14.2)
-plots.show(fig, alt="Eight rows of a head: neighbours in one layout are moved four places apart in the other, pairs keep their colours.")
-
 x = torch.randn(8, generator=torch.Generator().manual_seed(1))
 angles = 3 * 10_000.0 ** (-torch.arange(0, 8, 2) / 8)  # position 3
 as_neighbours = torch.view_as_real(torch.view_as_complex(x.reshape(4, 2)) * torch.polar(torch.ones(4), angles)).flatten()
 first, second = x[to_halves].chunk(2)
 as_halves = torch.cat((first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()))
 print("permute, then rotate halves = rotate neighbours, then permute:", torch.allclose(as_halves, as_neighbours[to_halves]))
+
+# %% tags=["hide-input"]
+pair_colors = [plots.BLUE, plots.ORANGE, plots.GREEN, plots.PURPLE]
+fig, ax = plots.diagram(7.2, 3.2)
+top = plots.cells(ax, 0, 2.4, list(range(8)), colors=[pair_colors[i // 2] for i in range(8)])
+below = plots.cells(ax, 0, 0, to_halves, colors=[pair_colors[i % 4] for i in range(8)])
+for place, came_from in enumerate(to_halves):
+    plots.arrow(ax, (top[came_from][0], 2.4), (below[place][0], 1.0), color=pair_colors[came_from // 2])
+ax.text(8.3, 2.9, "neighbours: (0, 1) (2, 3) …", va="center")
+ax.text(8.3, 0.5, "halves: place j with j + 4", va="center")
+ax.set_xlim(-0.2, 14.2)
+plots.show(fig, alt="Eight rows of a head: neighbours in one layout are four places apart in the other, pairs keep their colours.")
 
 # %% [markdown]
 # #### Longer contexts than trained for
@@ -430,7 +461,7 @@ print("permute, then rotate halves = rotate neighbours, then permute:", torch.al
 # neighbours blur. **llama3** (Llama 3.1) divides only pairs that turn less than once over the original length, keeps those
 # that turn more than four times, and blends between. **YaRN** blends between 1 and 32 turns, and scales the scores too.
 
-# %%
+# %% tags=["hide-input"]
 from minillm.config import RopeConfig
 from minillm.model.rope import frequencies
 
@@ -442,10 +473,11 @@ for scaling, color, style in (("linear", plots.ORANGE, "-"), ("yarn", plots.PURP
     ax.plot(2 * math.pi / plain, scaled / plain, style, color=color, marker="o", ms=3.5, label=scaling)
 ax.axvline(8192, color=plots.GREY, lw=1.2, ls="--")
 ax.text(8192 * 1.15, 0.9, "trained\nlength", color=plots.MUTED, va="center")
-ax.set(xscale="log", xlabel="wavelength of the pair: tokens for one full turn", ylabel="speed, of the original", ylim=(0, 1.08))
+ax.set(xscale="log", xlabel="wavelength of the pair: tokens for one full turn", ylim=(0, 1.08))
+ax.set_ylabel("speed, as a share\nof the original")
 ax.set_yticks([0, 1 / 8, 0.5, 1], ["0", "1/8", "1/2", "1"])
 ax.legend(loc="center left")
-plots.show(fig, alt="Linear scaling slows all pairs to an eighth; llama3 and yarn keep fast pairs and slow down only those that turn less than once.")
+plots.show(fig, alt="Linear scaling slows all pairs to an eighth; llama3 and yarn keep fast pairs and slow down the slow ones.")
 
 # %% [markdown]
 # ### Attention
@@ -464,17 +496,18 @@ def attend_in_five_lines(q, k, v, softmax_scale):
     return weights @ v
 
 
-print("equals the loops:", torch.allclose(attend_in_five_lines(q[None], k[None], v[None], d**-0.5)[0], torch.tensor(rows, dtype=torch.float64)))
+in_five_lines = attend_in_five_lines(q[None], k[None], v[None], d**-0.5)[0]
+print("equals the loops:", torch.allclose(in_five_lines, torch.tensor(rows, dtype=torch.float64)))
 
 # %% [markdown]
 # #### One key for two queries
 #
 # Keys and values must be remembered, queries not (chapter 08). So let several query heads share one KV head: **grouped-query
-# attention** (GQA, 分组查询注意力). Ours has 8 query heads on 4 KV heads, Llama 3 8B 32 on 8. Neighbours share: head $h$
-# reads KV head $\lfloor h / (H/G) \rfloor$, which is `repeat_interleave`. PyTorch's `repeat` tiles instead; the shapes
+# attention** (GQA, 分组查询注意力). Ours has 8 query heads on 4 KV heads, Llama 3 8B 32 on 8. Neighbours share: head $a$
+# reads KV head $\lfloor a / (H/G) \rfloor$, which is `repeat_interleave`. PyTorch's `repeat` tiles instead; the shapes
 # agree, and six of our eight heads then read a key that was never meant for them.
 
-# %%
+# %% tags=["hide-input"]
 kv_colors = [plots.BLUE, plots.ORANGE, plots.GREEN, plots.PURPLE]
 fig, axes = plots.figure(height=2.9, ncols=2)
 for ax, title, reads in ((axes[0], "repeated: right", [0, 0, 1, 1, 2, 2, 3, 3]), (axes[1], "tiled: wrong", [0, 1, 2, 3] * 2)):
@@ -495,51 +528,35 @@ plots.show(fig, alt="Eight query heads and four KV heads: repeated, neighbours s
 #
 # $$\text{SwiGLU}(x) = W_\text{down}\left(\text{silu}(W_\text{gate}\,x) \odot W_\text{up}\,x\right).$$
 #
-# $\odot$ multiplies number by number. A gate near 0 shuts a feature off, whatever the other branch says. Exchange the two
-# branches and all shapes still fit. Three matrices instead of two: to cost as much as the older $2 \cdot 4h^2$, the width
-# becomes $\tfrac23 \cdot 4h = 2.67h$. Ours is 704 / 256 = 2.75, rounded to a multiple of 64.
+# $\odot$ multiplies number by number. A gate near 0 shuts a feature off, whatever the other branch says. Three matrices
+# instead of two: to cost as much as the older feed-forward of two matrices, $h \times 4h$ each, the width becomes
+# $\tfrac23 \cdot 4h = 2.67h$. Ours is 704 / 256 = 2.75, rounded to a multiple of 64.
 #
-# ### Dropout, and why it isn't here
+# ### Not here: dropout
 #
-# **Dropout** (随机失活) zeroes each number with probability $p$ during training, so that no feature relies on one other. What
-# is left is divided by $1 - p$ (*inverted* dropout). Then the expected value is
-# $(1-p) \cdot \frac{x}{1-p} + p \cdot 0 = x$, and at inference there is nothing to do. Without the division, a model of six
-# layers at $p = 0.25$ would see numbers of another size when it is used than when it was trained, unless someone remembers to
-# scale. Large models read most texts once, overfit little, and leave dropout out; so does ours.
-
-# %%
-generator = torch.Generator().manual_seed(0)
-kept = torch.rand(100_000, generator=generator) >= 0.25
-ones = torch.ones(100_000)
-print(f"mean of ones, training:  plain {float((ones * kept).mean()):.3f}, inverted {float((ones * kept / 0.75).mean()):.3f}")
-print(f"mean of ones, inference: {float(ones.mean()):.3f}.  Six plain layers in a row would leave 0.75^6 = {0.75**6:.3f}")
+# **Dropout** (随机失活) zeroes each number with some probability during training and divides the rest by the share that is
+# kept. So the expected value stays, and at inference there is nothing to do. Large models read most texts once, overfit
+# little, and leave it out; so does ours.
 
 # %% [markdown]
 # ## The real version
 #
-# The library's files are in [minillm/model](../minillm/model), one idea a file. The norm first: `wide` is float32 at
-# least, and the result returns to the dtype it came in.
+# The library's files are in [minillm/model](../minillm/model), one idea a file; `source` shows their code. The norm and SwiGLU
+# are yours to write first and come after the exercises. RoPE takes two lines: `(-second, first)` is the pair multiplied by the
+# imaginary unit, so the sum is $z\,(\cos + \mathrm{i}\sin)$ for all pairs at once. Here `cos` and `sin` are as wide as the
+# head, each angle twice. The angles are made in float32: position 257 doesn't exist in bfloat16.
 
 # %%
-from minillm.model.ffn import SwiGLU
 from minillm.model.gqa import GroupedQueryAttention
-from minillm.model.norm import RMSNorm
 from minillm.model.transformer import Block, Transformer
 
-source(RMSNorm.forward)
-source(SwiGLU.forward)
-
-# %% [markdown]
-# RoPE in two lines: `(-second, first)` is the pair multiplied by the imaginary unit, so the sum below is $(a + ib)(\cos +
-# i\sin)$ for all pairs at once. `cos` and `sin` are made once a forward and shared by all layers.
-
-# %%
 source(library_rotate)
 
 # %% [markdown]
 # Attention makes q, k and v, rotates two of them, and hands all three to something called `attend`. That is the five lines
 # from above, given a name and made an argument. The model neither knows nor cares whether keys come from this text, from a
-# cache (chapter 08), from blocks (13) or from another machine (28).
+# cache (chapter 08), from blocks (13) or from another machine (28). `q_norm` and `k_norm` do nothing in a Llama; Qwen3 has
+# norms there.
 
 # %%
 source(GroupedQueryAttention.forward)
@@ -590,11 +607,12 @@ x = stored["model.embed_tokens.weight"][tokens]
 h = F.rms_norm(x, (256,), stored["model.layers.0.input_layernorm.weight"], eps=config.norm_eps)
 queries = h @ stored["model.layers.0.self_attn.q_proj.weight"].T  # (seq_len, 8 · 32)
 block = model.blocks[0]
-print("queries of layer 0 equal the library's:", torch.allclose(queries, block.attention.wq(block.attention_norm(x)), atol=1e-5))
+expected = block.attention.wq(block.attention_norm(x))
+print("queries of layer 0 equal the library's:", torch.allclose(queries, expected, atol=1e-5))
 
 # %% [markdown]
 # The rest of the forward is Task 6, and it ends where this comparison began: at the logits of `load_model()`. That in turn
-# is held against Hugging Face's `transformers` by the project's tests, for Llama, Mistral, Qwen2 and Qwen3.
+# is held against Hugging Face's `transformers` by the project's tests.
 
 # %% [markdown]
 # ## Measured
@@ -612,10 +630,10 @@ print(f"bytes: predicted {2 * totals['stories-5m']:,} + {header:,} of header, on
 #
 # ### The price of a mistake
 #
-# Fourteen changes, each one or two lines around the finished model, and two questions to each. By how much does the loss
-# rise? And how far are the logits from the right ones?
+# Thirteen mistakes and one harmless change, each one or two lines around the finished model, and two questions to each. By
+# how much does the loss rise? And how far are the logits from the right ones?
 
-# %%
+# %% tags=["hide-input"]
 whole = FullAttend([None] * 6)
 
 
@@ -690,6 +708,7 @@ def tiled_heads(layer_idx, q, k, v, softmax_scale):
     return whole(layer_idx, q, k.repeat(1, 2, 1), v.repeat(1, 2, 1), softmax_scale)
 
 
+# %%
 variants = {  # name: (model, attend, positions)
     "all positions + 100": (model, None, lambda n: torch.arange(n) + 100),
     "eps outside of the root": (changed(each_norm(eps_outside)), None, None),
@@ -713,7 +732,7 @@ for name, (some_model, attend, positions_of) in variants.items():
     found = logits_of(some_model, attend, positions_of or torch.arange)
     prices[name] = nats_per_token(found), max(float((a - b).abs().max()) for a, b in zip(found, correct))
 
-# %%
+# %% tags=["hide-input"]
 fig, (left, right) = plots.figure(height=5.0, ncols=2, sharey=True, width_ratios=(1.25, 1))
 rows_from_top = sorted(prices, key=lambda name: (prices[name][1] > 1e-3, prices[name]))
 for row, name in enumerate(rows_from_top):
@@ -725,15 +744,15 @@ for row, name in enumerate(rows_from_top):
     right.plot(error, row, "o", color=color, ms=8)
 left.axvline(right_nats, color=plots.GREEN, lw=1.3, ls="--")
 left.set_yticks(range(len(rows_from_top)), rows_from_top)
-left.set(xlabel="nats a token on held-out stories", xlim=(0, 1.18 * max(nats for nats, _ in prices.values())))
+left.set(xlabel="nats a token (held-out)", xlim=(0, 1.18 * max(nats for nats, _ in prices.values())))
 left.set_title(f"loss (correct: {right_nats:.3f})", size=12)
 right.set_title("logits", size=12)
 right.axvline(1e-3, color=plots.GREEN, lw=1.3, ls="--")
-right.set(xscale="log", xlim=(1e-6, 3000), xlabel="largest difference")
+right.set(xscale="log", xlim=(1e-6, 3000), xlabel="largest difference of a logit")
 for ax in (left, right):
     ax.grid(axis="y", visible=False)
 left.invert_yaxis()
-plots.show(fig, alt="Fourteen changes: six mistakes hardly move the loss, but all thirteen move the logits by more than one thousandth.")
+plots.show(fig, alt="Several mistakes hardly move the loss, but all thirteen move the logits by more than one thousandth.")
 
 # %% [markdown]
 # *Red: the loss shows it. Orange: it rises by less than 5 %. Blue: not a mistake. Green lines: the correct loss, and the
@@ -741,8 +760,9 @@ plots.show(fig, alt="Fourteen changes: six mistakes hardly move the loss, but al
 #
 # The blue row is RoPE's promise kept: only distances count, and what differs is rounding. The red rows announce themselves.
 # The orange ones are the lesson. A LayerNorm in place of the RMSNorm, a GELU, an eps ten times too large: the model tells
-# stories as before, the loss moves in its third digit, and the logits are wrong, some by whole units. That is why a port of a model is checked by *comparing logits with another implementation*, in
-# float32, on weights that have been trained or randomised (a norm weight of 1 hides an omission).
+# stories as before, the loss hardly moves, and the logits are wrong, some by whole units. That is why a port of a model is
+# checked by *comparing logits with another implementation*, in float32, on weights that have been trained or randomised (a
+# norm weight of 1 hides an omission).
 #
 # ### A head that looks a name up
 #
@@ -784,11 +804,11 @@ runner_up = on_right.flatten().topk(2).values[1]
 print(f"{len(lookups)} lookups. Layer {layer}, head {head}: weight {on_right[layer, head]:.2f} on the character to come, "
       f"{on_other[layer, head]:.2f} on the other. The runner-up: {runner_up:.2f}")
 
-# %%
+# %% tags=["hide-input"]
 paragraphs = two_names.split("\n\n")
-skipped = range(len(tokenizer.encode(paragraphs[0])), len(tokenizer.encode("\n\n".join(paragraphs[:2]))))  # the second one
+skipped = range(len(tokenizer.encode(paragraphs[0])), len(tokenizer.encode("\n\n".join(paragraphs[:3]))))  # the middle
 queries = {mentions["Max"][-2] - 1: plots.BLUE, mentions["Leo"][-1] - 1: plots.ORANGE}
-fig, ax = plots.figure(width=6.6, height=4.2)
+fig, ax = plots.figure(width=6.6, height=3.1)
 ax.axis("off")
 line_width, x, y = 60, 0.0, 0.0
 for j in range(1, max(queries) + 2):
@@ -811,21 +831,22 @@ for j in range(1, max(queries) + 2):
         if j == query + 1:
             bold = "bold"
     for place, character in enumerate(shown):
-        style = {"size": 9.3, "family": "DejaVu Sans Mono", "color": ink, "weight": bold, "in_layout": False}
+        style = {"size": 11.5, "family": "DejaVu Sans Mono", "color": ink, "weight": bold, "in_layout": False}
         ax.text(x + place + 0.5, y, character, ha="center", va="center", **style)
     x = right_end
     if "\n" in pieces[j] or j + 1 == skipped.start:
         x, y = 0.0, y - 2.2
 ax.plot([0, line_width], [1.6, y - 1], alpha=0)
 ax.set(xlim=(-0.5, line_width + 0.5), ylim=(y - 1, 1.6))
-plots.show(fig, alt="A story in which one head, at the place where a name is to come, looks back at where that character was introduced.")
+plots.show(fig, alt="A story in which one head, where a name is to come, looks back at where that character was introduced.")
 
 # %% [markdown]
-# *Where layer 5, head 2 looks from two places (underlined) just before a name (bold). The second paragraph is left out.*
+# *Where this head looks from two places (underlined) just before a name (bold). Two paragraphs are left out.*
 #
-# For the hero it goes to the first mention, across the whole story. For the friend it goes not to the name but to the full stop
-# behind it: attention reads streams and not words, and by layer 5 a token's stream holds more than the token. Looking is not
-# yet using, so we silence the head, and for comparison its neighbour, and ask how likely the right name is then.
+# It goes across the story to where the character came in: to the name, or to the token right behind it. Attention reads
+# streams and not words, and this far up a token's stream holds more than the token. Looking is not yet using, so we silence
+# the head, and for comparison its neighbour, and ask how likely the right name is then. (We chose the head on this very
+# story. A study would test it on others.)
 
 
 # %%
@@ -846,6 +867,14 @@ def chances(attend):
     return [float(likely[query, token_ids[query + 1]]) for _, _, query in lookups]
 
 
+neighbour = (head + 1) % 8
+series = (
+    ("model as it is", plots.BLUE, chances(whole)),
+    (f"without layer {layer}'s head {neighbour}", plots.GREY, chances(silencing(neighbour))),
+    (f"without its head {head}", plots.ORANGE, chances(silencing(head))),
+)
+
+# %% tags=["hide-input"]
 fig, (bars, names_ax) = plots.figure(height=5.4, nrows=2)
 bars.bar(range(48), on_right.flatten(), color=plots.BLUE, width=0.8, label="on the character to come")
 bars.bar(range(48), -on_other.flatten(), color=plots.GREY, width=0.8, label="on the other (downward)")
@@ -855,23 +884,19 @@ for border in range(1, 6):
 bars.set(ylabel="weight", xlim=(-0.7, 47.7), ylim=(-0.3, 1.05), title="where each of the 48 heads looks", yticks=[0, 0.5, 1])
 bars.grid(axis="x", visible=False)
 bars.legend(loc="upper left")
-series = (
-    ("model as it is", plots.BLUE, whole),
-    (f"without head {head + 1}", plots.GREY, silencing(head + 1)),
-    (f"without head {head}", plots.ORANGE, silencing(head)),
-)
-for i, (label, color, attend) in enumerate(series):
+for i, (label, color, probabilities) in enumerate(series):
     places = [place + 0.27 * (i - 1) for place in range(len(lookups))]
-    names_ax.bar(places, chances(attend), width=0.25, color=color, label=label)
+    names_ax.bar(places, probabilities, width=0.25, color=color, label=label)
 names_ax.set_xticks(range(len(lookups)), [f"{''.join(pieces[q]).strip()}\n{name}" for name, _, q in lookups], size=10)
 names_ax.set(ylabel="probability", ylim=(0, 1.32), yticks=[0, 0.5, 1], title="how likely the model finds the name that follows")
 names_ax.grid(axis="x", visible=False)
 names_ax.legend(loc="upper left", ncols=3, columnspacing=1)
-plots.show(fig, alt="One head of 48 looks at the right character; without it the name's probability falls to nearly zero, without its neighbour nothing changes.")
+plots.show(fig, alt="One head of 48 looks at the right character; without it the names' probabilities fall far, "
+           "without its neighbour hardly anything changes.")
 
 # %% [markdown]
-# Without this one head, the hero's name is all but gone. Without its neighbour, hardly anything changes. Only the last *Leo*
-# survives: after "Max and", the rest of the model suffices.
+# Without this one head most of the names are all but gone. Without its neighbour, hardly anything changes. Where a name
+# survives, as after "Max and", the rest of the model suffices.
 #
 # Nobody programmed this. The stories have names that must be repeated, and this is how the model came to repeat them.
 
@@ -881,17 +906,14 @@ plots.show(fig, alt="One head of 48 looks at the right character; without it the
 # * **Hugging Face `transformers`** writes the same model in `modeling_llama.py`: `rotate_half` for the halves, `repeat_kv` for
 #   GQA. The names of the checkpoint are its class names.
 # * **vLLM** and **SGLang** load the same names and fuse them: one matrix for q, k, v (`qkv_proj`), one for gate and up
-#   (`gate_up_proj`), and one kernel that adds to the stream and norms it. Fewer, larger products; the arithmetic is this
-#   chapter's. Here the matrices stay apart, and fusing them is a lesson of its own (chapter 07).
+#   (`gate_up_proj`), one kernel that adds to the stream and norms it. The arithmetic is this chapter's; chapter 07 fuses.
 # * **llama.cpp** rotates neighbours for Llama. Its converter permutes the rows of `q_proj` and `k_proj` on the way to
 #   GGUF, which is the picture above run backwards.
-# * **Long contexts** are a setting: `rope_parameters` (older: `rope_scaling`) in `config.json`. `transformers` knows linear,
-#   dynamic, yarn, longrope and llama3.
 
 # %% [markdown]
 # ## Exercises
 #
-# In [exercises/ch02_building_the_model.py](../exercises/ch02_building_the_model.py), 29 points:
+# In [exercises/ch02_building_the_model.py](../exercises/ch02_building_the_model.py), 30 points:
 #
 # | task | points | prepared by |
 # |---|---|---|
@@ -899,61 +921,76 @@ plots.show(fig, alt="One head of 48 looks at the right character; without it the
 # | `rms_norm`: float32 inside, any dtype outside | 5 | RMSNorm |
 # | `rotate`: positions to angles to turned pairs | 5 | RoPE |
 # | `grouped_attention`: shared KV heads, causal | 5 | Attention |
-# | `feed_forward`: a bug hunt, three things are wrong | 4 | The residual stream, SwiGLU |
+# | `feed_forward`: a bug hunt, three things are wrong, and a fourth lies in wait | 5 | The residual stream, SwiGLU |
 # | `forward`: **your own Llama**, with the logits of the library | 7 | The real version |
 #
 # ```
 # python3 tasks.py grade ch02
 # ```
 #
-# When all six are done, run the exercise file itself: your model tells a story.
+# When all six are done, `python -m exercises.ch02_building_the_model`, from the repository's folder and with the Python of
+# its environment, tells a story with your model.
+#
+# ### Compare with the library
+#
+# When your norm and your feed-forward pass, look at the library's. `wide` is float32 at least, and the quotient returns to the
+# dtype it came in before the weight is applied.
+
+# %%
+from minillm.model.ffn import SwiGLU
+from minillm.model.norm import RMSNorm
+
+source(RMSNorm.forward)
+source(SwiGLU.forward)
 
 # %% [markdown]
 # ## Check yourself
 #
-# <details><summary>Mistral 7B has hidden_size 4,096, intermediate_size 14,336, 32 layers, 32 heads and 8 KV heads of 128, a vocabulary of 32,000, and isn't tied. How many parameters?</summary>
+# <details><summary>Mistral 7B is shaped like Llama 3 8B, but has a vocabulary of 32,000. How many parameters?</summary>
 #
-# It is Llama 3 8B with a smaller vocabulary: 8,030,261,248 − 2 · (128,256 − 32,000) · 4,096 = 8,030,261,248 − 788,529,152
-# = 7,241,732,096.
+# Embedding and output head shrink: 8,030,261,248 − 2 · (128,256 − 32,000) · 4,096 = 8,030,261,248 − 788,529,152 =
+# 7,241,732,096.
 #
 # </details>
 #
-# <details><summary>All positions of a text are moved by 100. What happens to the logits? And if only the queries are moved by 1?</summary>
+# <details><summary>All positions of a text move by 100. What happens to the logits? And if only queries move, by 1?</summary>
 #
 # Nothing but rounding: scores depend on distances. Queries alone moved by 1 make every key look one token farther away than it
 # is; the loss hardly rises, the logits are wrong.
 #
 # </details>
 #
-# <details><summary>How long does the slowest pair of our model (head_dim 32, θ = 10,000) take for a full turn, and how far does it get in 512 tokens?</summary>
+# <details><summary>Our model's slowest pair (head_dim 32, θ = 10,000): how long is a turn, how far does it get in 512?</summary>
 #
-# Its speed is 10,000^(−30/32) = 1.78 · 10⁻⁴ radians a token: a turn takes 2π / 1.78 · 10⁻⁴ = 35,333 tokens. In 512 it turns
-# by 0.091 radians, 5 degrees. It is practically not a position but content.
+# Its speed is 10,000^(−30/32) = 1.78 · 10⁻⁴ radians a token: a turn takes 2π / 1.78 · 10⁻⁴ = 35,333 tokens. In 512 it
+# turns by 0.091 radians, 5 degrees. It is practically not a position but content.
 #
 # </details>
 #
 # <details><summary>Why is a post-norm model, norm(x + f(x)), not the same as pre-norm with other weights?</summary>
 #
 # Its stream itself is normed after every layer: what early layers wrote is rescaled each time, and no path leads from the
-# embedding to the head without a norm. In pre-norm the stream is a plain sum.
-#
-# </details>
-#
-# <details><summary>A port has the same loss as the original to three digits. Is it right?</summary>
-#
-# Not shown. LayerNorm for RMSNorm, GELU for SiLU, and a norm in bfloat16 all pass that test here. Compare logits.
+# embedding to the last layer without a norm. In pre-norm the stream is a plain sum, and only its end is normed.
 #
 # </details>
 
 # %% [markdown]
 # ## Sources
 #
-# * Vaswani et al. 2017, *Attention is all you need*, [arXiv:1706.03762](https://arxiv.org/abs/1706.03762), §3.2.1: scaled dot-product attention.
-# * Touvron et al. 2023, *LLaMA*, [arXiv:2302.13971](https://arxiv.org/abs/2302.13971), §2.2: pre-norm, SwiGLU and rotary embeddings in one model. *The Llama 3 herd of models*, 2024, [arXiv:2407.21783](https://arxiv.org/abs/2407.21783).
-# * Zhang and Sennrich 2019, *Root mean square layer normalization*, [arXiv:1910.07467](https://arxiv.org/abs/1910.07467). Before it: BatchNorm, Ioffe and Szegedy 2015, [arXiv:1502.03167](https://arxiv.org/abs/1502.03167); LayerNorm, Ba et al. 2016, [arXiv:1607.06450](https://arxiv.org/abs/1607.06450). Where the norm stands: Xiong et al. 2020, [arXiv:2002.04745](https://arxiv.org/abs/2002.04745).
-# * Su et al. 2021, *RoFormer*, [arXiv:2104.09864](https://arxiv.org/abs/2104.09864): rotary position embedding and its decay. Longer contexts: Chen et al. 2023, position interpolation, [arXiv:2306.15595](https://arxiv.org/abs/2306.15595); Peng et al. 2023, YaRN, [arXiv:2309.00071](https://arxiv.org/abs/2309.00071).
-# * Ainslie et al. 2023, *GQA*, [arXiv:2305.13245](https://arxiv.org/abs/2305.13245). Shazeer 2020, *GLU variants improve Transformer*, [arXiv:2002.05202](https://arxiv.org/abs/2002.05202).
-# * Srivastava et al. 2014, *Dropout*, JMLR 15.
-# * Heads that copy: Olsson et al. 2022, *In-context learning and induction heads*, [arXiv:2209.11895](https://arxiv.org/abs/2209.11895).
+# * Vaswani et al. 2017, *Attention is all you need*, [arXiv:1706.03762](https://arxiv.org/abs/1706.03762), §3.2.1: scaled
+#   dot-product attention.
+# * Touvron et al. 2023, *LLaMA*, [arXiv:2302.13971](https://arxiv.org/abs/2302.13971), §2.2: pre-norm, SwiGLU and rotary
+#   embeddings in one model. *The Llama 3 herd of models*, 2024, [arXiv:2407.21783](https://arxiv.org/abs/2407.21783).
+# * Zhang and Sennrich 2019, *Root mean square layer normalization*, [arXiv:1910.07467](https://arxiv.org/abs/1910.07467).
+#   Before it: BatchNorm, Ioffe and Szegedy 2015, [arXiv:1502.03167](https://arxiv.org/abs/1502.03167); LayerNorm, Ba et al.
+#   2016, [arXiv:1607.06450](https://arxiv.org/abs/1607.06450). Where the norm stands: Xiong et al. 2020,
+#   [arXiv:2002.04745](https://arxiv.org/abs/2002.04745).
+# * Su et al. 2021, *RoFormer*, [arXiv:2104.09864](https://arxiv.org/abs/2104.09864): rotary position embedding and its decay.
+#   Longer contexts: Chen et al. 2023, position interpolation, [arXiv:2306.15595](https://arxiv.org/abs/2306.15595); Peng et
+#   al. 2023, YaRN, [arXiv:2309.00071](https://arxiv.org/abs/2309.00071).
+# * Ainslie et al. 2023, *GQA*, [arXiv:2305.13245](https://arxiv.org/abs/2305.13245). Shazeer 2020, *GLU variants improve
+#   Transformer*, [arXiv:2002.05202](https://arxiv.org/abs/2002.05202). Srivastava et al. 2014, *Dropout*, JMLR 15.
+# * Heads that copy: Olsson et al. 2022, *In-context learning and induction heads*,
+#   [arXiv:2209.11895](https://arxiv.org/abs/2209.11895).
 #
 # Next: [chapter 03](03_training.ipynb) trains this model, and knows in advance how good it can get.

@@ -15,7 +15,7 @@
 #
 # *The model hands over 2,048 numbers and no decision. This chapter decides: it takes the best, draws, filters, and searches ahead.*
 #
-# Needs: chapters [01](01_whole_system.ipynb) and [02](02_building_the_model.ipynb)  ·  Time: 75 minutes  ·  Source articles: S1, S2
+# Needs: chapters [01](01_whole_system.ipynb) and [02](02_building_the_model.ipynb)  ·  Time: 60 minutes to read, 90 to solve
 
 # %% [markdown]
 # ## Why
@@ -23,11 +23,11 @@
 # A language model does not write. After each token it gives one number for every token of its vocabulary, and something else has to
 # pick. Pick the likeliest every time, and everybody who asks for a story gets the same one. Draw from the whole
 # distribution, and sooner or later a token comes out that should not have: a rabbit in a story that has none. From then on the
-# model takes the rabbit for granted.
+# model takes the rabbit for granted. Nor is the likeliest token always right.
 #
 # Here is the number that hurts. A chooser that goes wrong **once in a hundred tokens** sounds reliable. It spoils 87 % of all
-# texts of 200 tokens. Between "always the same" and "87 % spoiled" lie the knobs of this chapter. Every serving system has them, and
-# the order in which a system applies them changes what they mean.
+# texts of 200 tokens. Between "always the same" and "87 % spoiled" lie the knobs of this chapter. Every serving system has them,
+# and the order in which a system applies them changes what they mean.
 
 # %%
 import itertools
@@ -69,13 +69,13 @@ def show_token(token_id: int) -> str:
 
 
 # %% [markdown]
-# **A luxury.** The bundled model learned from stories that a grammar tells ([chapter 03](03_training.ipynb)). So there is a judge:
-# for any beginning of a text, the grammar knows whether a story can begin that way, with what probability, and if not, at which
-# character it stops being possible. Chat has no such judge. The next cell builds it out of the
-# grammar's own scoring code; how it works doesn't matter here.
+# **A luxury.** The bundled model learned from stories that a grammar tells ([chapter 03](03_training.ipynb)). So there is a
+# judge: for any beginning of a text, the grammar knows whether a story can begin that way, with what probability, and if not, at
+# which character it stops being possible. Chat has no such judge. The folded cell builds it out of the grammar's own scoring
+# code; how it works doesn't matter here. The next one asks it three questions.
 
 
-# %%
+# %% tags=["hide-input"]
 class Covered(Exception):
     """The telling has told the whole text that is listened for."""
 
@@ -123,6 +123,7 @@ def judge(text: str) -> tuple[float, int]:
     return prob, reach
 
 
+# %%
 for ending in ("", ", there was a little girl", ", there was a little computer"):
     text = "Once upon a time" + ending
     prob, reach = judge(text)
@@ -131,16 +132,16 @@ for ending in ("", ", there was a little girl", ", there was a little computer")
 # %% [markdown]
 # ## Napkin
 #
-# **Mistakes compound.** If each token is a mistake with probability $\varepsilon$, independently, a text of $n$ tokens survives with
-# probability
+# **Mistakes compound.** If each token is a mistake with probability $\varepsilon$, independently, a text of $n$ tokens survives
+# with probability
 #
 # $$P(\text{no mistake}) = (1-\varepsilon)^n \approx e^{-\varepsilon n}.$$
 #
-# For $\varepsilon = 0.01$ and $n = 200$ that is 0.134. To keep nine texts in ten, $\varepsilon$ must be below $1 - 0.9^{1/200}$, one mistake in
-# 1,900 tokens. Choosing well means removing the rare bad luck of each single step.
+# For $\varepsilon = 0.01$ and $n = 200$ that is 0.134. To keep nine texts in ten, $\varepsilon$ must be below $1 - 0.9^{1/200}$,
+# one mistake in 1,900 tokens.
 #
-# **Choosing costs little, sorting a batch does not.** Llama 3 8B has 16.06 GB of bf16 weights and a vocabulary of 128,256. An H100 (SXM) reads
-# 3.35 TB/s, so a decoding step takes at least 4.8 ms. How long does one pass over the logits take?
+# **Choosing costs little, sorting a batch does not.** Llama 3 8B has 16.06 GB of bf16 weights and a vocabulary of 128,256. An
+# H100 (SXM) reads 3.35 TB/s, so a decoding step takes at least 4.8 ms. How long does one pass over the logits take?
 
 # %%
 bandwidth = 3.35e12  # bytes/s
@@ -155,11 +156,11 @@ for batch in (1, 32, 256):
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# For one request the choice is free. For 256 a careless one takes 8 % of the step: sorting on a GPU moves keys and indices through memory several
-# times, say ten passes. That's why production samplers avoid it, as we will see.
+# For one request the choice is free. For 256 a careless one adds up to 8 % to the step: sorting on a GPU moves keys and indices
+# through memory several times, say ten passes. Production samplers avoid it ([below](#in-production)).
 #
-# **Searching costs everything.** All continuations of 20 tokens from a vocabulary of 2,048 are $2048^{20} \approx 10^{66}$. Whoever wants the most
-# probable *text* and not the most probable next token has to search, and to search a vanishing part.
+# **Searching costs everything.** All continuations of 20 tokens from a vocabulary of 2,048 are $2048^{20} \approx 10^{66}$.
+# Whoever wants the most probable *text* and not the most probable next token has to search, and to search a vanishing part.
 
 # %% [markdown]
 # ## The naive version
@@ -177,13 +178,14 @@ def take_your_chance(logits: torch.Tensor, generator: torch.Generator) -> int:
     return int(torch.multinomial(logits.softmax(dim=-1), 1, generator=generator))
 
 
-def tell(chooser, seed: int, num_new_tokens: int = 70) -> str:
+def tell(chooser, seed: int, max_tokens: int = 70) -> str:
+    """A story of at most `max_tokens` tokens, its beginning included."""
     generator, text = torch.Generator().manual_seed(seed), "Once upon a time"
     token_ids = tokenizer.encode(text)
     with torch.inference_mode():
-        while len(token_ids) < num_new_tokens and token_ids[-1] not in model.config.eos_token_ids:
+        while len(token_ids) < max_tokens and token_ids[-1] not in model.config.eos_token_ids:
             token_ids.append(chooser(model(torch.tensor(token_ids))[-1], generator))
-    return tokenizer.decode(token_ids[1:])
+    return tokenizer.decode(token_ids[1:])  # without BOS, which `encode` puts first
 
 
 def struck(text: str) -> str:
@@ -201,28 +203,38 @@ for chooser, seed in itertools.product((take_the_best, take_your_chance), (0, 1)
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# Greedy tells one story, whatever the seed. Sampling tells a new one each time. Sooner or later most of them leave the grammar: a name turns into
-# another, or a word is used again where the grammar would have taken a fresh one (two green things in a row, a small friend in a small village). The judge
-# is strict. One slip is enough. The rest of the chapter is about what lies between.
+# Greedy tells one story, whatever the seed. Sampling tells a new one each time. Either can leave the grammar: being the model's
+# favourite doesn't make a token right. The judge is strict. A word repeated where the grammar would have taken a fresh one is
+# enough. The rest of the chapter is about what lies between the two.
 
 # %% [markdown]
 # ## The idea
 #
 # ### Temperature: one number between greedy and random
 #
-# Write $z \in \mathbb{R}^V$ for the logits, $V$ for the vocabulary's size. **Temperature** (温度) $T$ divides them before the softmax:
+# Write $z \in \mathbb{R}^V$ for the logits, $V$ for the vocabulary's size. **Temperature** (温度) $T$ divides them before the
+# softmax:
 #
 # $$p_i(T) = \frac{e^{z_i/T}}{\sum_j e^{z_j/T}}, \qquad \frac{p_i}{p_j} = e^{(z_i - z_j)/T}.$$
 #
-# By hand: $z = (0, \ln 2)$ gives $(1/3, 2/3)$ at $T=1$; at $T = 1/2$ the ratio 2 becomes $2^2 = 4$, so $(1/5, 4/5)$; at $T \to 0$ the ratio grows beyond all
-# bounds, and what is left is greedy. At $T \to \infty$ all tokens are alike. How random a distribution is, its
-# **entropy** (熵) says: $H = -\sum_i p_i \ln p_i$ nats, from 0 (certain) to $\ln V$ (uniform). $e^H$ is the number of equally likely tokens that would be as
-# uncertain. Between the two ends it only rises: with $\beta = 1/T$ and $\ln Z(\beta) = \ln \sum_j e^{\beta z_j}$,
+# By hand: $z = (0, \ln 2)$ gives $(1/3, 2/3)$ at $T=1$; at $T = 1/2$ the ratio 2 becomes $2^2 = 4$, so $(1/5, 4/5)$; at $T \to 0$
+# the ratio grows beyond all bounds, and what is left is greedy. At $T \to \infty$ all tokens are alike. How random a distribution
+# is, its **entropy** (熵) says: $H = -\sum_i p_i \ln p_i$ nats, from 0 (certain) to $\ln V$ (uniform). $e^H$ is the number of
+# equally likely tokens that would be as uncertain.
 #
-# $$H = \ln Z - \beta\,\langle z\rangle, \qquad \frac{dH}{d\beta} = \langle z \rangle - \langle z\rangle - \beta \frac{d\langle z\rangle}{d\beta} = -\beta\,\mathrm{Var}(z), \qquad \frac{dH}{dT} = \frac{\mathrm{Var}(z)}{T^3} \ge 0,$$
+# Entropy only rises with $T$. Write $\beta = 1/T$, $Z = \sum_j e^{\beta z_j}$ and $\langle z\rangle = \sum_i p_i z_i$, the mean
+# logit. Then $\ln p_i = \beta z_i - \ln Z$, so $H = \ln Z - \beta\langle z\rangle$. Differentiating $\ln Z$ by $\beta$ once gives
+# $\langle z\rangle$, twice $\mathrm{Var}(z)$, the variance of the logits under $p(T)$. With $d\beta/dT = -1/T^2$:
 #
-# where mean and variance of the logits are taken under $p(T)$. Now two moments from real stories. One is **flat**: after "there was a",
-# fourteen traits are possible. One is **peaked**: after "Ivy and", only her friend's name is, which was said a few sentences before.
+# $$\frac{dH}{d\beta} = \langle z \rangle - \langle z\rangle - \beta\,\mathrm{Var}(z), \qquad
+# \frac{dH}{dT} = \frac{\mathrm{Var}(z)}{T^3} \ge 0.$$
+#
+# **On a computer**, never divide first. $20 / 10^{-40}$ overflows, and the softmax of $(\infty, \infty)$ is NaN. Softmax doesn't
+# change when a constant is subtracted, so subtract $z_\max$ first: the largest logit becomes 0 and stays 0, the others go to
+# $-\infty$ safely. At exactly $T = 0$, take the argmax.
+#
+# Now two moments from real stories. One is **flat**: after "there was a", fourteen traits are possible. One is **peaked**: after
+# "Ivy and", only her friend's name is, which was said a few sentences before.
 
 # %%
 flat_text = "Once upon a time, there was a"
@@ -242,6 +254,14 @@ def entropy(logits: torch.Tensor) -> float:
     return float(-(log_probs.exp() * log_probs).nan_to_num(0.0).sum())
 
 
+step = 1e-4
+for name, logits in moments.items():
+    probs = logits.softmax(dim=-1)
+    variance = float((probs * logits**2).sum() - (probs * logits).sum() ** 2)
+    slope = (entropy(logits / (1 + step)) - entropy(logits / (1 - step))) / (2 * step)
+    assert abs(slope - variance) < 1e-4 * max(1, variance), "dH/dT at T = 1 is the variance of the logits"
+
+# %% tags=["hide-input"]
 temperatures = torch.logspace(-1, 1.3, 70, dtype=torch.float64)
 fig, (left, right) = plots.figure(7.2, 3.5, ncols=2, width_ratios=(1.35, 1))
 for (name, logits), color in zip(moments.items(), (plots.BLUE, plots.ORANGE), strict=True):
@@ -257,7 +277,7 @@ best = moments[flat].topk(8)
 for temperature, color in ((0.3, plots.SKY), (1.0, plots.BLUE), (2.0, plots.PURPLE)):
     probs = (moments[flat] / temperature).softmax(dim=-1)[best.indices]
     right.plot(range(8), probs, marker="o", color=color, label=f"T = {temperature:g}")
-right.set(ylabel="probability", ylim=(0, None))
+right.set(title=flat, ylabel="probability", ylim=(0, None))
 right.set_xticks(
     range(8),
     [show_token(i)[1:] for i in best.indices.tolist()],
@@ -269,33 +289,37 @@ right.set_xticks(
 right.legend()
 plots.show(fig, alt="Entropy rises with temperature from 0 to the uniform limit, for a flat and a peaked moment.")
 
-step = 1e-4
-for name, logits in moments.items():
-    probs = logits.softmax(dim=-1)
-    variance = float((probs * logits**2).sum() - (probs * logits).sum() ** 2)
-    slope = (entropy(logits / (1 + step)) - entropy(logits / (1 - step))) / (2 * step)
-    assert abs(slope - variance) < 1e-4 * max(1, variance), "dH/dT at T = 1 is the variance of the logits"
+# %% [markdown]
+# Look at the cliff beyond $T = 1$. Is it the good tokens becoming more alike? The judge says which tokens can follow at all. Here
+# is the probability of all the others together:
+
+# %%
+rows = ["| moment | " + " | ".join(f"T = {t:g}" for t in (1, 1.5, 2, 3)) + " |", "|---|" + "---:|" * 4]
+for (name, logits), text in zip(moments.items(), (flat_text, peaked_text), strict=True):
+    candidates = logits.topk(50).indices.tolist()  # what can follow is among them
+    good = [i for i in candidates if judge(text + tokenizer.decode([i]))[0] > 0]
+    lost = [1 - float((logits / t).softmax(dim=-1)[good].sum()) for t in (1, 1.5, 2, 3)]
+    rows.append(f"| {name} | " + " | ".join(f"{share:.1%}" for share in lost) + " |")
+Markdown("\n".join(rows))
 
 # %% [markdown]
-# Look at the cliff beyond $T = 1$. It is not the good tokens becoming more alike. It is two thousand hopeless ones, each of them nothing, whose sum
-# overtakes the few good ones.
+# It is the crowd: two thousand hopeless tokens, each of them nothing, whose sum overtakes the few good ones.
 #
-# Temperature 1 is not a default among others. It is the one setting at which a perfect model, which had learned the grammar's
-# probabilities exactly, would tell stories exactly as the grammar does. Any other temperature is a statement that the
-# model, or the world, is not as it should be.
+# Temperature 1 is the one setting at which a perfect model, which had learned the grammar's probabilities exactly, would tell
+# stories exactly as the grammar does. Any other says that the model, or the world, is not as it should be.
 #
 # ### Filters: cut off the tail
 #
-# A model with 2,048 outputs gives none of them probability 0. The tail is where the training never said anything: two thousand
-# tokens with next to nothing each. A **filter** (过滤器) sets the logits of unwanted tokens to $-\infty$; softmax then shares the whole
-# probability among the rest, the filter's **support** (支撑集). Three ways to draw the line:
+# A model with 2,048 outputs gives none of them probability 0. A **filter** (过滤器) sets the logits of unwanted tokens to $-\infty$;
+# softmax then shares the whole probability among the rest, the filter's **support** (支撑集). Three ways to draw the line:
 #
 # - **top-k** (Top-k 采样): the $k$ most likely tokens. A fixed number, whatever the distribution looks like.
-# - **top-p** or nucleus sampling (Top-p 核采样): the fewest most likely tokens that together reach probability $p$. The token that crosses the line stays, so
-#   there is always one.
+# - **top-p** or nucleus sampling (Top-p 核采样): the fewest most likely tokens that together reach probability $p$. The token that
+#   crosses the line stays, so there is always one.
 # - **min-p** (Min-p 采样): the tokens at least $m$ times as likely as the likeliest. A line that moves with the model's confidence.
 #
-# Here is what they keep at the two moments. The judge knows the truth (green): which tokens can follow, and how often they do.
+# Here is what they keep at the two moments (a dot before a word is a space). The judge knows the truth (green): which tokens can
+# follow, and how often they do.
 
 # %%
 filters = {
@@ -305,6 +329,8 @@ filters = {
     "top-p = 0.5": lambda z: keep_top_p(z, 0.5),
     "min-p = 0.1": lambda z: keep_min_p(z, 0.1),
 }
+
+# %% tags=["hide-input"]
 num_shown = 24
 fig, axes = plots.figure(7.4, 7.6, nrows=4, height_ratios=(1, 0.62, 1, 0.62))
 supports = {}
@@ -359,24 +385,25 @@ for (name, kept), text in zip(supports.items(), (flat_text, peaked_text), strict
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# Read the rows. A small $k$ cuts good traits off at the flat moment and still keeps tokens that can't follow at the peaked one: no single
-# $k$ is right for both, and that was the argument for the nucleus (Holtzman et al.). top-p and min-p adapt. They differ in what
-# they adapt to: top-p to the shape of the whole sum, so on a flat distribution it always gives up the last $1-p$ of the
-# mass, good or bad; min-p to the height of the peak.
+# Read the rows. A small $k$ cuts good traits off at the flat moment and still keeps impossible tokens at the peaked one. No
+# single $k$ is right for both: that was the argument for the nucleus (Holtzman et al.). top-p and min-p adapt. They differ in
+# what they adapt to: top-p to the shape of the whole sum, so it gives up at most the last $1-p$ of the mass, good or bad; min-p
+# to the height of the peak.
 #
-# The nucleus can be computed in closed form for a **geometric** distribution. Let each logit be $s$ below the one before. At temperature $T$
-# the probabilities shrink by $r = e^{-s/T}$ from rank to rank, the first $n$ tokens weigh $1 - r^n$, and
+# The nucleus can be computed in closed form for a **geometric** distribution (with an endless vocabulary). Let each logit be $s$
+# below the one before. At temperature $T$ the probabilities shrink by $r = e^{-s/T}$ from rank to rank, and the first $n$ tokens
+# weigh $1 - r^n$. That reaches $p$ when $r^n \le 1 - p$. Take logarithms and divide by $\ln r < 0$, which turns the sign:
 #
-# $$1 - r^n \ge p \iff n \ge \frac{\ln(1-p)}{\ln r} = \frac{T}{s}\ln\frac{1}{1-p}.$$
+# $$n \ge \frac{\ln(1-p)}{\ln r} = \frac{T}{s}\ln\frac{1}{1-p}.$$
 #
-# The nucleus grows in proportion to the temperature. Remember that for the next section.
+# The nucleus grows in proportion to the temperature.
 #
 # ### Order matters
 #
-# A filter sees what the steps before it left. Take four tokens with probabilities 0.4, 0.3, 0.2, 0.1. Apply top-k = 2 first: it leaves 0.4 and 0.3,
-# which softmax turns into 0.57 and 0.43, so top-p = 0.5 then keeps **one**. Apply top-p = 0.5 first: 0.4 is not enough, so two tokens stay,
-# and top-k = 2 keeps **two**. The same with temperature: it changes the probabilities that top-p and min-p look at. Below, both
-# orders at the flat moment.
+# A filter sees what the steps before it left. Take four tokens with probabilities 0.4, 0.3, 0.2, 0.1. Apply top-k = 2 first: it
+# leaves 0.4 and 0.3, which softmax turns into 0.57 and 0.43, so top-p = 0.5 then keeps **one**. Apply top-p = 0.5 first: 0.4 is
+# not enough, so two tokens stay, and top-k = 2 keeps **two**. So does temperature, which changes the probabilities that top-p and
+# min-p look at. Below, both orders.
 
 # %%
 z = moments[flat]
@@ -398,16 +425,15 @@ for name, logits, label, chain in pairs:
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# Nothing here is wrong; the settings simply mean something else. "Temperature 2, top-p 0.9" lets a crowd in under the order of `transformers` and vLLM,
-# and is a tame setting under the default order of llama.cpp, which applies the temperature last. A prompt tuned on one
-# system behaves differently on another with the same numbers.
+# "Temperature 2, top-p 0.9" lets a crowd in under the order of `transformers` and vLLM, and is tame under that of llama.cpp,
+# which applies the temperature last. The same numbers mean something else on another system.
 #
 # ### Against loops
 #
-# Language models like to repeat themselves: having said something makes it likelier to be said again, and greedy texts end in loops. Two blunt tools exist.
-# The **repetition penalty** (重复惩罚) $\theta > 1$ of CTRL weakens every token that prompt and output have already: $z_i \to z_i / \theta$. Try it on a
-# *negative* logit: $-2 / 2 = -1$ is larger. The penalty would reward. So implementations multiply where $z_i < 0$. That
-# repair has a price which is rarely mentioned: softmax doesn't care about a constant added to all logits, and the penalty does.
+# Having said something makes it likelier to be said again, and greedy texts end in loops. Two blunt tools exist. The **repetition
+# penalty** (重复惩罚) $\theta > 1$ of CTRL weakens every token that prompt and output have already: $z_i \to z_i / \theta$. Try it on
+# a *negative* logit: $-2 / 2 = -1$ is larger. The penalty would reward. So implementations multiply where $z_i < 0$. The repair
+# has a price: softmax doesn't care about a constant added to all logits, and the penalty does.
 
 # %%
 by_hand = torch.tensor([2.0, 1.0, -2.0])
@@ -420,10 +446,8 @@ for shift in (0.0, 3.0, -3.0):
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# Three times the same distribution, three different results. The penalty also hits what ought to be repeated: commas, "the", and names. Here is
-# what it does to Olive, the one right answer at our peaked moment. The **n-gram ban** (禁止重复 n-gram) is exact instead: with $n = 3$, no three tokens in a row may
-# appear twice. After `… 7 3 … 7`, the bigram ban $n=2$ forbids 3. It is right for summaries and wrong for poems. And it may
-# forbid everything: then the row would be all $-\infty$, and softmax of that is $0/0$. Something has to come next, so the ban is lifted.
+# Three times the same distribution, three different results. The penalty also hits what ought to be repeated: commas, "the", and
+# names. Here is what it does to Olive, the one right answer at our peaked moment.
 
 # %%
 peaked_ids = tokenizer.encode(peaked_text)
@@ -433,6 +457,12 @@ for theta in (1.0, 1.1, 1.3):
     rank = int((after > after[olive]).sum()) + 1
     print(f"penalty {theta}: probability of Olive {float(after.softmax(dim=-1)[olive]):.3f}, rank {rank}")
 
+# %% [markdown]
+# The **n-gram ban** (禁止重复 n-gram) is exact instead: with $n = 3$, no three tokens in a row may appear twice. After `… 7 3 … 7`, the
+# bigram ban $n=2$ forbids 3. It is right for summaries and wrong for poems. And it may forbid everything: then the row would be all
+# $-\infty$, and softmax of that is $0/0$. Something has to come next, so the ban is lifted.
+
+# %%
 history = tokenizer.encode("Tom had a red ball. Tom had a red")
 before = logits_after("Tom had a red ball. Tom had a red")
 after = ban_repeated_ngrams(before, history, 3)
@@ -445,21 +475,23 @@ print("a ban of the whole vocabulary is lifted:", everything.tolist(), "instead 
 # %% [markdown]
 # ### Drawing: a staircase, or noise
 #
-# How does a computer draw from $p$? The staircase: add the probabilities up, throw one uniform number $u \in [0, 1)$, and take the first token whose
-# cumulative sum exceeds it (**inverse CDF sampling**, 逆变换采样). One random number a token.
+# How does a computer draw from $p$? The staircase: add the probabilities up, throw one uniform number $u \in [0, 1)$, and take
+# the first token whose cumulative sum exceeds it (**inverse CDF sampling**, 逆变换采样). One random number a token.
 #
-# The other way looks like magic. Add independent noise $g_i = -\ln(-\ln u_i)$ to each logit (**Gumbel noise**, Gumbel 噪声) and take the *argmax*. The winner is an exact
-# sample from the softmax. Why: $-\ln u_i$ is an exponential waiting time with rate 1; divided by $e^{z_i}$ it is one with rate $e^{z_i}$. Of
-# independent exponential clocks, clock $i$ rings first with probability rate over sum of rates:
+# The other way looks like magic. Add independent noise $g_i = -\ln(-\ln u_i)$ to each logit (**Gumbel noise**, Gumbel 噪声) and
+# take the *argmax*. The winner is an exact sample from the softmax. Why: $-\ln u_i$ is an exponential waiting time with rate 1;
+# divided by $e^{z_i}$ it is one with rate $e^{z_i}$. Of independent exponential clocks, clock $i$ rings first with probability
+# rate over sum of rates:
 #
 # $$P\Big(\underset{j}{\arg\min}\; \frac{-\ln u_j}{e^{z_j}} = i\Big) = \frac{e^{z_i}}{\sum_j e^{z_j}}, \qquad
 # \underset{j}{\arg\min}\; \frac{-\ln u_j}{e^{z_j}} = \underset{j}{\arg\max}\; \big(z_j - \ln(-\ln u_j)\big).$$
 #
-# No sum over the vocabulary, no normalisation, no sorting: each processor that holds a slice of the logits finds its own best, and the best of the
-# bests wins. Temperature gets a picture, too: $z/T + g$ and $z + T g$ have the same argmax. **Temperature is the loudness of the noise**, and at $T=0$
-# there is silence, which is greedy.
+# No sum over the vocabulary, no normalisation, no sorting: each processor that holds a slice of the logits finds its own best,
+# and the best of the bests wins. Temperature gets a picture, too: $z/T + g$ and $z + T g$ have the same argmax. **Temperature is
+# the loudness of the noise**, and at $T=0$ there is silence, which is greedy. In the middle panel the tick is a token's logit,
+# the stick its noise, the dot the winner.
 
-# %%
+# %% tags=["hide-input"]
 few = torch.tensor([2.0, 1.3, 0.6, 0.0, -1.0], dtype=torch.float64)
 few_probs, few_names = few.softmax(dim=-1), list("ABCDE")
 token_colors = [plots.BLUE, plots.SKY, plots.GREEN, plots.ORANGE, plots.PURPLE]
@@ -530,9 +562,9 @@ print(
 # %% [markdown]
 # ### Search: the best text is not made of best tokens
 #
-# Greedy maximises each factor of $p(x_1)\,p(x_2 \mid x_1)\cdots$ and not the product. **Beam search** (束搜索) keeps the $B$ best beginnings, extends each by
-# every token, and keeps the best $B$ of all. $B = 1$ is greedy; $B = V^{n}$ is brute force; in between it is a heuristic. A vocabulary of three
-# and three steps are small enough to see everything.
+# Greedy maximises each factor of $p(x_1)\,p(x_2 \mid x_1)\cdots$ and not the product. **Beam search** (束搜索) keeps the $B$ best
+# beginnings, extends each by every token, and keeps the best $B$ of all. $B = 1$ is greedy; $B = V^{n}$ is brute force; in
+# between it is a heuristic. A vocabulary of three and three steps are small enough to see everything.
 
 # %%
 table = {
@@ -564,7 +596,9 @@ for num_beams in (1, 2, 27):
         beam = widen(beam, num_beams)
         seen |= set(beam)
     found[num_beams], visited[num_beams] = next(iter(beam.items())), seen
+    print(f"{num_beams:2} beams find {''.join(found[num_beams][0])}: {math.exp(found[num_beams][1]):.3f}")
 
+# %% tags=["hide-input"]
 fig, ax = plots.figure(7.6, 6.4)
 ax.axis("off")
 leaves = list(itertools.product("abc", repeat=3))
@@ -640,19 +674,25 @@ plots.show(
 assert found[1][1] < found[2][1] < found[27][1]
 
 # %% [markdown]
-# The numbers at the nodes are probabilities of the whole prefix. Greedy takes *a*, the best first token, whose continuations are all lukewarm. A beam of
-# two also keeps *b*, which pays off. The best text of all begins with *c*, third at the first step, and no beam of two will ever see it:
-# what is pruned doesn't come back. A beam loses to brute force, and usually beats greedy; not always, since a wider beam may drop
-# a prefix that a narrower one kept.
+# The numbers at the nodes are probabilities of the whole prefix. Greedy takes *a*, whose continuations are all lukewarm. A beam
+# of two also keeps *b*, which pays off. The best text begins with *c*, third at the first step, and no beam of two will ever see
+# it: what is pruned doesn't come back. A beam usually beats greedy; not always, since a wider beam may drop a prefix that a
+# narrower one kept.
+#
+# **Endings.** A text that has ended is never extended. It moves to a list of finished texts, if it was among the best $B$
+# extensions of its step. The beam is then filled with the best $B$ that have not ended, so endings take no places. At the limit,
+# what is among the best $B$ counts as finished too. Two rankings, then: by total while searching, by score at the end.
 #
 # **Length.** Every further token multiplies by a number below 1, so by total probability short texts win, and the shortest is
 # the one that ends at once. The usual repair scores
 #
 # $$\text{score} = \frac{\sum_{t=1}^{n} \ln p(x_t \mid x_{\lt t})}{n^{\alpha}},$$
 #
-# with the **length penalty** (长度惩罚) $\alpha$: 0 compares totals, 1 compares means per token, more favours length. Scores are negative, so dividing by more is a *gain*,
-# whatever the name suggests. $n$ counts what the sum counts: the ending token yes (its log-probability is in the sum; and a text that is nothing but an ending would
-# divide by zero), the prompt no. Below, a toy language of two words and an ending, of all texts up to eight tokens by brute force, the best of each length.
+# with the **length penalty** (长度惩罚) $\alpha$: 0 compares totals, 1 compares means per token, more favours length. Scores are
+# negative, so dividing by more is a *gain*, whatever the name suggests. $n$ counts what the sum counts: the ending token yes (its
+# log-probability is in the sum; and a text that is nothing but an ending would divide by zero), the prompt no.
+#
+# Below is a toy language of two words and an ending. Brute force finds the best text of each length from 1 to 8.
 
 
 # %%
@@ -674,6 +714,7 @@ while pending:
     if length < 8:
         pending += [((*prefix, word), total + log_probs[word]) for word in (0, 1)]
 
+# %% tags=["hide-input"]
 alphas = torch.linspace(0, 2, 81)
 scores = {n: [total / n ** float(alpha) for alpha in alphas] for n, total in sorted(best_of_length.items())}
 best_score = [max(values) for values in zip(*scores.values(), strict=True)]
@@ -693,29 +734,30 @@ for n, values in scores.items():
             va="center",
             ha="right",
         )
-ax.plot(alphas, best_score, color=plots.ORANGE, linewidth=5, alpha=0.8, zorder=3)
+ax.plot(alphas, best_score, color=plots.tint(plots.ORANGE, 0.45), linewidth=8, zorder=0.5, label="the winner's score")
+ax.plot([], [], color=plots.BLUE, label="a length that wins somewhere")
+ax.plot([], [], color=plots.tint(plots.GREY, 0.45), label="a length that never wins")
 changes = [0, *(i for i in range(1, len(winners)) if winners[i] != winners[i - 1]), len(winners) - 1]
 for first, after in itertools.pairwise(changes):
     n, start, end = winners[first], float(alphas[first]), float(alphas[after])
     ax.axvline(start, color=plots.ORANGE, linewidth=1, linestyle=":", zorder=1)
     ax.text(
-        (start + end) / 2, 0.72, "1 token wins" if n == 1 else f"{n} win", ha="center", color=plots.INK, size=10
+        (start + end) / 2, 0.25, "1 token wins" if n == 1 else f"{n} win", ha="center", color=plots.INK, size=10
     )
 ax.set(
-    xlabel="length penalty α", ylabel="score of the best text\nof 1 to 8 tokens", xlim=(0, 2), ylim=(None, 1.1)
+    xlabel="length penalty α", ylabel="score of the best text\nof 1 to 8 tokens", xlim=(0, 2), ylim=(None, 0.5)
 )
 ax.tick_params(axis="y", pad=38)
-ax.margins(y=0.13)
+ax.legend(loc="lower right", fontsize=9.5)
 plots.show(fig, alt="Scores of the best text of each length against the length penalty: the winner grows.")
 
 # %% [markdown]
 # ### When to stop
 #
-# Four rules end a text, whichever comes first: the **end-of-sequence token** (结束符), which the model chooses like any other; a further stop *token*; the limits
-# `max_new_tokens` and `max_seq_len`; and a stop *string*, which is a matter of text, not of tokens. `"The end"` may arrive as three tokens or as
-# the middle of one, so the text that could still become a stop string is held back until it can't. `ignore_eos` is for
-# benchmarks, which want a fixed length. Mind that filters treat the ending like any other token: where it is one option of many, a small $k$ cuts it
-# off, and the text goes on.
+# Four rules end a text, whichever comes first: the **end-of-sequence token** (结束符), chosen like any other; a further stop
+# *token*; the limits `max_new_tokens` and `max_seq_len`; and a stop *string*. `"The end"` may arrive as three tokens or as the
+# middle of one, so text that could still become a stop string is held back until it can't. `ignore_eos` is for benchmarks, which
+# want a fixed length. Filters treat the ending like any other token: a small $k$ may cut it off, and the text goes on.
 
 # %%
 greedy = SamplingParams(temperature=0, max_new_tokens=60)
@@ -727,15 +769,16 @@ assert full.startswith(cut) and full[len(cut) : len(cut) + 1] == "."
 # %% [markdown]
 # ## The real version
 #
-# The library composes the filters in one function, in the order of `transformers`.
+# The library composes the filters in one function, in the order of `transformers`. (`source` shows the library's own code, as it
+# runs.)
 
 # %%
 source(process_logits)
 
 # %% [markdown]
-# Each line is a pure function on logits. The most delicate one is top-p. Written from the large end, "keep while the sum of those before is below $p$";
-# the library looks from the small end: drop while the tail weighs at most $1 - p$. The same set, and adding small numbers first
-# loses fewer digits. The last token of the ascending order, the likeliest, is kept whatever happens.
+# Each line is a pure function on logits. The most delicate is top-p. From the large end it reads "keep while the sum of those
+# before is below $p$". The library looks from the small end: drop while the tail weighs at most $1 - p$. The same set, and adding
+# small numbers first loses fewer digits. The likeliest token is kept whatever happens.
 
 # %%
 source(keep_top_p)
@@ -765,12 +808,15 @@ print(f"top-p agrees with the search through all sets, {checked} times")
 source(sample)
 
 # %% [markdown]
-# Why one number, and why from a generator that the caller brings? **Reproducibility** (可复现性) in a batch. A request with a generator of its own gets the same text alone and among
-# strangers: nobody else draws from it, and how often it draws doesn't depend on anybody. With one generator for all, your text changes when a
-# neighbour joins.
+# The cumulative sum ends a rounding error away from 1. `uniform * total_prob` scales the draw to that end, so it can't fall off
+# the stairs.
+#
+# Why one number, and why from a generator that the caller brings? **Reproducibility** (可复现性) in a batch. A request with a
+# generator of its own gets the same text alone and among strangers: nobody else draws from it. With one for all, your text
+# changes when a neighbour joins.
 
 # %%
-bos = tokenizer.encode("")
+bos = tokenizer.encode("")  # [BOS]: nothing but the beginning of a text
 hot = SamplingParams(max_new_tokens=12, temperature=1.0, top_p=0.95)
 own = [torch.Generator().manual_seed(seed) for seed in range(4)]
 in_batch = minillm.generate_batch(model, [bos] * 4, hot, generators=own)
@@ -781,16 +827,17 @@ print("own generators, batch equals alone: ", in_batch == alone)
 print("one shared generator, row 0 equals alone:", with_neighbours[0] == alone[0])
 
 # %% [markdown]
-# One caveat. A batch of 64 multiplies other matrix shapes than a batch of 1, sums in another order, and differs in the last digit of a logit. A draw that falls within
-# that digit of a step's edge, or two nearly equal best logits, may then flip. Seeds make the randomness reproducible, not the rounding.
+# One caveat. A batch of 64 sums in another order than a batch of 1 and differs in the last digit of a logit. A draw within that
+# digit of a step's edge may flip, or an argmax between near equals. Seeds make the randomness reproducible, not the rounding.
 
 # %% [markdown]
 # ## Measured
 #
-# **Quality against diversity.** A dozen stories for each setting (two dozen at $T=1$), all in one batch, their first 80 tokens judged. Quality: the rate of *first
-# mistakes* per token, $\hat\varepsilon$ = texts that left the grammar / tokens told until then, the same $\varepsilon$ as on the napkin. Diversity: **distinct-3**, the share of
-# three-token sequences, over all stories of a setting, that are different from each other. With $k$ mistakes counted, $\hat\varepsilon$ is uncertain by about
-# $\hat\varepsilon/\sqrt{k}$: the bars show it, and smaller differences mean nothing.
+# **Quality against diversity.** A dozen stories for each setting (two dozen at $T=1$), all in one batch, their first 80 tokens
+# judged. Quality: the rate of *first mistakes* per token, $\hat\varepsilon$ = texts that left the grammar / tokens told until
+# then, the same $\varepsilon$ as on the napkin. Diversity: **distinct-3**, the share of three-token sequences that are different
+# from each other, over twelve stories of a setting. With $k$ mistakes counted, $\hat\varepsilon$ is uncertain by about
+# $\hat\varepsilon/\sqrt{k}$: the horizontal lines show it.
 
 # %%
 num_stories, num_tokens = 12, 80
@@ -833,6 +880,7 @@ for label in settings:
 at_1 = [mistake for mistake, label in zip(mistakes, labels, strict=True) if label == "T 1"]
 survived = [sum(m is None or m >= n for m in at_1) / len(at_1) for n in range(num_tokens + 1)]
 
+# %% tags=["hide-input"]
 fig, (left, middle, right) = plots.figure(7.6, 3.9, ncols=3, width_ratios=(1, 0.75, 1.15))
 family_colors = {"T": plots.ORANGE, "p": plots.BLUE, "min-p": plots.PURPLE}
 for y, (label, (rate, distinct, uncertainty)) in enumerate(results.items()):
@@ -861,13 +909,23 @@ plots.show(
     fig, alt="Mistakes against diversity for temperatures and filters; stories without a mistake by length."
 )
 
+# %%
+pairs = list(itertools.combinations(results.values(), 2))
+apart = sum(abs(a[0] - b[0]) > a[2] + b[2] for a, b in pairs)
+print(f"{apart} of {len(pairs)} pairs of settings have lines that don't overlap")
+
 # %% [markdown]
-# The dashed curve has one parameter, the total rate, and assumes that every token is equally dangerous. Where the staircase lies above it at the
-# beginning and falls faster later, mistakes are *not* independent of the place: an opening asks nothing of the memory, the fifth
-# sentence has a name, a colour and a friend to keep apart.
+# Which setting is best? Lines that overlap can't tell, and a dozen stories leave many overlapping. Even lines that don't may lie:
+# cold settings repeat themselves, so that their mistakes are few events counted often, and their lines are too short. What shows
+# plainly is the price. The colder the setting or the tighter the filter, the lower the diversity. To choose between neighbours,
+# tell hundreds.
 #
-# Which of these mistakes could a filter have prevented? At each first mistake of the unfiltered stories we know the distribution from which the fatal token was drawn.
-# So ask each filter whether it would have kept that token.
+# The dashed curve has one parameter, the total rate, and assumes that every token is equally dangerous. Where the staircase lies
+# above it and falls faster later, mistakes depend on the place: an opening asks nothing of the memory, the fifth sentence has a
+# name, a colour and a friend to keep apart.
+#
+# Which of these mistakes could a filter have prevented? We know the distribution from which each fatal token of the unfiltered
+# stories was drawn. So ask each filter whether it would have kept the token.
 
 # %%
 fatal_logits, fatal_tokens = [], []
@@ -879,20 +937,28 @@ for token_ids, mistake, label in zip(told, mistakes, labels, strict=True):
 
 fatal_probs = [float(z.softmax(dim=-1)[t]) for z, t in zip(fatal_logits, fatal_tokens, strict=True)]
 ranks = [int((z > z[t]).sum()) + 1 for z, t in zip(fatal_logits, fatal_tokens, strict=True)]
+convictions = sum(rank == 1 for rank in ranks)
+bad_luck = sum(rank > 1 and prob < 0.01 for rank, prob in zip(ranks, fatal_probs, strict=True))
+print(f"{len(ranks)} fatal tokens: {convictions} the model's first choice, {bad_luck} less likely than 1 in 100, "
+      f"{len(ranks) - convictions - bad_luck} in between")  # fmt: skip
+fatal = list(zip(fatal_logits, fatal_tokens, strict=True))
+prevented = {label: sum(bool(keep(z)[t] == -math.inf) for z, t in fatal) for label, keep in filters.items()}
+
+# %% tags=["hide-input"]
 fig, (left, right) = plots.figure(7.6, 3.5, ncols=2, width_ratios=(1.1, 1))
 left.scatter(ranks, fatal_probs, color=plots.RED, s=42, alpha=0.8, linewidth=0)
 left.set(
     xscale="log",
     yscale="log",
-    xlim=(0.8, vocab_size),
-    ylim=(1e-6, 1.5),
+    xlim=(0.8, max(100, 1.3 * max(ranks, default=1))),
+    ylim=(min(1e-4, 0.7 * min(fatal_probs, default=1)), 2),
     xlabel="rank of the fatal token",
     ylabel="its probability",
 )
 left.axvspan(0.8, 1.5, color=plots.tint(plots.RED, 0.2), zorder=0)
 left.text(1.7, 1.0, "← the model's first choice", size=9.5, va="center")
-fatal = list(zip(fatal_logits, fatal_tokens, strict=True))
-prevented = {label: sum(bool(keep(z)[t] == -math.inf) for z, t in fatal) for label, keep in filters.items()}
+left.axhspan(1e-9, 0.01, color=plots.tint(plots.GREY, 0.2), zorder=0)
+left.text(0.95, 0.0085, "less than 1 in 100", size=9.5, va="top")
 right.barh(range(len(prevented)), [len(fatal_tokens)] * len(prevented), color=plots.GRID)
 right.barh(range(len(prevented)), list(prevented.values()), color=plots.BLUE)
 right.set_yticks(range(len(prevented)), list(prevented))
@@ -904,12 +970,13 @@ plots.show(
 )
 
 # %% [markdown]
-# Two kinds of mistakes. Those at the lower right are bad luck: unlikely tokens that were drawn all the same, and a filter that is tight enough removes them. Those at
-# the upper left are *convictions*: the model thought them likely. No filter and no temperature helps against those. Cooling even makes them
-# surer, which is why the coldest setting above needn't be the best. Better weights help ([chapter 03](03_training.ipynb)).
+# Three groups. At the bottom is bad luck: unlikely tokens that were drawn all the same. A filter removes them and costs little.
+# At the left are *convictions*: the model's first choice was wrong. No filter helps, and cooling makes them surer. In between are
+# tokens that the model thought plausible. A filter tight enough for those also cuts good ones off: the diversity above. Against
+# both, better weights help ([chapter 03](03_training.ipynb)).
 #
-# **Search on the real model.** Beams of growing width look for the most probable first 24 tokens. Against them stand the 24 tokens with which the
-# sampled stories began, scored by the same model.
+# **Search on the real model.** Beams of growing width look for the most probable first 24 tokens. Against them stand the 24 tokens
+# with which the sampled stories began, scored by the same model.
 
 # %%
 search_len = 24
@@ -931,6 +998,8 @@ sampled_totals = [
     for token_ids, label in zip(told, labels, strict=True)
     if label == "T 1"
 ]
+
+# %% tags=["hide-input"]
 fig, ax = plots.figure(7.2, 3.0)
 for x, (_, total) in enumerate(beams.values()):
     ax.plot(x, total, marker="D", markersize=9, color=plots.ORANGE)
@@ -941,6 +1010,7 @@ ax.set_xticks(range(5), ["greedy", "2 beams", "4 beams", "8 beams", f"{len(sampl
 ax.set(ylabel="log-probability (nats)", xlim=(-0.5, 4.6))
 plots.show(fig, alt="Log-probability of 24 tokens: beam search far above every sample.")
 
+# %%
 rows = ["| beams | log-probability (model) | log-probability (grammar) | text |", "|---:|---:|---:|---|"]
 for num_beams, (token_ids, total) in beams.items():
     truth = judge(tokenizer.decode(token_ids))[0]
@@ -949,33 +1019,39 @@ for num_beams, (token_ids, total) in beams.items():
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# The diamonds lie above the cloud, as they should: that's what was searched for. Now the catch. The samples are what stories *are like*, since the
-# model was trained to imitate stories, and most of them lie nats below the diamonds. The most probable beginning is the commonest choice at every turn,
-# and almost nobody is average in everything. Holtzman et al. made this observation for human text. So search is for tasks with one right answer, such
-# as translation, and sampling for those with many.
+# The diamonds lie above the cloud, as they should: that's what was searched for. Diamonds at the same height are the same text,
+# found again by a wider beam. The samples are what stories *are like*, since the model was trained to imitate
+# stories, and most of them lie nats below the diamonds. A story that makes the commonest choice at every turn is itself rare.
+# Holtzman et al. made this observation for human text. So search is for tasks with one right answer, such as translation, and
+# sampling for those with many.
 
 # %% [markdown]
 # ## In production
 #
 # | system | order of the steps | how it draws |
 # |---|---|---|
-# | this library, `transformers` | penalty → n-gram ban → temperature → top-k → top-p → min-p | staircase; `torch.multinomial` |
+# | this library | penalty → n-gram ban → temperature → top-k → top-p → min-p | staircase |
+# | `transformers` | the same | `torch.multinomial` |
 # | vLLM (V1 sampler) | penalties → temperature → min-p → top-k and top-p | exponential race, `probs / q` and argmax |
 # | SGLang | temperature → softmax → top-k and top-p *jointly*, on the same probabilities | FlashInfer's rejection sampling |
-# | llama.cpp (default chain) | penalties → … → top-k → … → top-p → min-p → … → temperature **last** | from what is left; the chain's order is an option |
+# | llama.cpp (default) | penalties → … → top-k → … → top-p → min-p → … → temperature **last** | what is left |
 #
-# - **vLLM** avoids `torch.multinomial`, since it makes the CPU wait for the GPU, and divides the probabilities by exponential noise: the Gumbel trick of above without its
-#   logarithms. Seeded requests have generators of their own. A switch for *batch invariance* buys equal rounding in batches of any size, with kernels that always sum in the same order.
-# - **FlashInfer**, which SGLang and optionally vLLM use, draws from the nucleus without sorting: draw, check whether the token is inside, and if not, draw again from what is above it.
-#   "Jointly" means that top-p doesn't see what top-k left: our four tokens above keep two and not one.
+# - **vLLM** avoids `torch.multinomial`, since it makes the CPU wait for the GPU, and divides the probabilities by exponential
+#   noise: the Gumbel trick of above without its logarithms. Seeded requests have generators of their own. A switch for *batch
+#   invariance* buys kernels that always sum in the same order.
+# - **FlashInfer**, which SGLang and optionally vLLM use, draws from the nucleus without sorting: draw, check whether the token is
+#   inside, and if not, draw again from what is above it. "Jointly" means that top-p doesn't see what top-k left: our four tokens
+#   above keep two and not one.
 # - **llama.cpp** lets the user arrange the chain. Its temperature comes after the filters, so it never changes who survives.
-# - **Beam search** costs $B$ sequences for one answer, and its beams split and die, which a paged cache can share (chapter 13). vLLM keeps it outside the engine, as a loop that
-#   calls it; TensorRT-LLM has it inside, with a maximum width that is fixed when the model is loaded.
+# - **Beam search** costs $B$ sequences for one answer, whose common beginnings a paged cache can share (chapter 13). vLLM keeps
+#   it outside the engine, as a loop that calls it; TensorRT-LLM has it inside, with a maximum width fixed when the model is
+#   loaded.
 
 # %% [markdown]
 # ## Exercises
 #
-# `python3 tasks.py grade ch04` runs the tests and shows the points. The tasks are in [exercises/ch04_next_token.py](../exercises/ch04_next_token.py).
+# `python3 tasks.py grade ch04` runs the tests and shows the points. The tasks are in
+# [exercises/ch04_next_token.py](../exercises/ch04_next_token.py).
 #
 # | task | points | prepared by |
 # |---|---:|---|
@@ -997,37 +1073,43 @@ Markdown("\n".join(rows))
 #
 # <details><summary>Logits fall by 0.5 from rank to rank. How many tokens does top-p = 0.95 keep at T = 1, and at T = 2?</summary>
 #
-# $\frac{T}{s} \ln \frac{1}{1-p} = 2 \cdot 3.0 = 5.99$, so 6; at $T = 2$ twice as much, 11.98, so 12.
+# $\frac{T}{s} \ln \frac{1}{1-p} = 2 \cdot 2.996 = 5.99$, so 6; at $T = 2$ twice as much, 11.98, so 12.
 #
 # </details>
 #
 # <details><summary>At temperature 0, do top-k, top-p and min-p change anything? And the repetition penalty?</summary>
 #
-# The three filters always keep the likeliest token, so the argmax stays. The penalty and the n-gram ban can change which token is the likeliest, so they count.
+# The three filters always keep the likeliest token, so the argmax stays. The penalty and the n-gram ban can change which token is
+# the likeliest, so they count.
 #
 # </details>
 #
-# <details><summary>Why does min-p = 0.1 keep the same number of tokens or fewer when the temperature falls, if it comes after the temperature?</summary>
+# <details><summary>Min-p comes after the temperature. Why does it never keep more tokens when the temperature falls?</summary>
 #
-# Token $i$ stays if $e^{(z_i - z_\max)/T} \ge 0.1$, that is $z_\max - z_i \le T \ln 10$. The line lies at a distance proportional to $T$ below the best logit.
-#
-# </details>
-#
-# <details><summary>Can beam search with 8 beams return a less probable text than with 4?</summary>
-#
-# Yes. With 8, a prefix can enter whose later continuations push out the one that would have won. Only greedy choices are made at each step, and only the width at which nothing is pruned is safe.
+# With min-p = 0.1, token $i$ stays if $e^{(z_i - z_\max)/T} \ge 0.1$. That is $z_\max - z_i \le T \ln 10$. The line lies at a
+# distance proportional to $T$ below the best logit.
 #
 # </details>
 
 # %% [markdown]
 # ## Sources
 #
-# - A. Holtzman, J. Buys, L. Du, M. Forbes, Y. Choi: *The Curious Case of Neural Text Degeneration*, [arXiv:1904.09751](https://arxiv.org/abs/1904.09751). Nucleus sampling (section 3.1), and why the likeliest text is not what people write.
-# - N. N. Minh et al.: *Turning Up the Heat: Min-p Sampling for Creative and Coherent LLM Outputs*, [arXiv:2407.01082](https://arxiv.org/abs/2407.01082).
-# - N. S. Keskar et al.: *CTRL: A Conditional Transformer Language Model for Controllable Generation*, [arXiv:1909.05858](https://arxiv.org/abs/1909.05858). The repetition penalty (section 4.1).
-# - J. Li et al.: *A Diversity-Promoting Objective Function for Neural Conversation Models*, [arXiv:1510.03055](https://arxiv.org/abs/1510.03055). Counting distinct n-grams.
-# - A. Fan, M. Lewis, Y. Dauphin: *Hierarchical Neural Story Generation*, [arXiv:1805.04833](https://arxiv.org/abs/1805.04833). Top-k sampling, for stories.
-# - Y. Wu et al.: *Google's Neural Machine Translation System*, [arXiv:1609.08144](https://arxiv.org/abs/1609.08144). A length penalty of another form, and beam search at scale.
-# - C. J. Maddison, D. Tarlow, T. Minka: *A\* Sampling*, [arXiv:1411.0030](https://arxiv.org/abs/1411.0030). The Gumbel-max trick and what it leads to.
+# - A. Holtzman, J. Buys, L. Du, M. Forbes, Y. Choi: *The Curious Case of Neural Text Degeneration*,
+#   [arXiv:1904.09751](https://arxiv.org/abs/1904.09751). Nucleus sampling (section 3.1), and why the likeliest text is not what
+#   people write.
+# - N. N. Minh et al.: *Turning Up the Heat: Min-p Sampling for Creative and Coherent LLM Outputs*,
+#   [arXiv:2407.01082](https://arxiv.org/abs/2407.01082).
+# - N. S. Keskar et al.: *CTRL: A Conditional Transformer Language Model for Controllable Generation*,
+#   [arXiv:1909.05858](https://arxiv.org/abs/1909.05858). The repetition penalty (section 4.1).
+# - J. Li et al.: *A Diversity-Promoting Objective Function for Neural Conversation Models*,
+#   [arXiv:1510.03055](https://arxiv.org/abs/1510.03055). Counting distinct n-grams.
+# - A. Fan, M. Lewis, Y. Dauphin: *Hierarchical Neural Story Generation*, [arXiv:1805.04833](https://arxiv.org/abs/1805.04833).
+#   Top-k sampling, for stories.
+# - Y. Wu et al.: *Google's Neural Machine Translation System*, [arXiv:1609.08144](https://arxiv.org/abs/1609.08144). A length
+#   penalty of another form, and beam search at scale.
+# - C. J. Maddison, D. Tarlow, T. Minka: *A\* Sampling*, [arXiv:1411.0030](https://arxiv.org/abs/1411.0030). The Gumbel-max trick
+#   and what it leads to.
 #
-# The code: [sampling.py](../minillm/sampling.py), [beam.py](../minillm/generation/beam.py), [stream.py](../minillm/generation/stream.py). Next: [chapter 08](08_kv_cache.ipynb), where choosing a token stops costing a reading of the whole text.
+# The code: [sampling.py](../minillm/sampling.py), [beam.py](../minillm/generation/beam.py),
+# [stream.py](../minillm/generation/stream.py). Next: [chapter 08](08_kv_cache.ipynb), where choosing a token stops costing a
+# reading of the whole text.

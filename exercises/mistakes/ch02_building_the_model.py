@@ -29,6 +29,14 @@ edited(
 )
 edited(
     "parameter_count",
+    "leaves a head_dim of None as it is",
+    replace={
+        'hf_config.get("head_dim") or hidden_size // num_heads': 'hf_config.get("head_dim", hidden_size // num_heads)'
+    },
+    hint="get(key, default) gives the default for a missing key, and None for a key that is there and None.",
+)
+edited(
+    "parameter_count",
     "counts two matrices in the feed-forward",
     replace={"3 * hidden_size": "2 * hidden_size"},
     hint="SwiGLU has three: gate, up and down. Two are what the older networks with ReLU or GELU have.",
@@ -51,7 +59,9 @@ edited(
 edited(
     "rms_norm",
     "subtracts the mean",
-    replace={"mean_square = (wide * wide)": "wide = wide - wide.mean(dim=-1, keepdim=True)\n    mean_square = (wide * wide)"},
+    replace={
+        "mean_square = (wide * wide)": "wide = wide - wide.mean(dim=-1, keepdim=True)\n    mean_square = (wide * wide)"
+    },
     hint="That is LayerNorm without its bias. RMSNorm leaves the mean where it is.",
 )
 edited(
@@ -170,7 +180,7 @@ edited(
 edited(
     "grouped_attention",
     "softmax over the queries",
-    replace={"float(\"-inf\")), dim=-1)": "float(\"-inf\")), dim=-2)"},
+    replace={'float("-inf")), dim=-1)': 'float("-inf")), dim=-2)'},
     hint="The weights of one query over all keys add up to 1: softmax over the last axis of (heads, queries, keys).",
 )
 edited(
@@ -205,6 +215,16 @@ edited(
     "forgets the residual",
     replace={"return x + ": "return "},
     hint="The block adds to the stream; it doesn't replace it.",
+)
+edited(
+    "feed_forward",
+    "writes into the caller's x",
+    replace={
+        "return x + (F.silu(h @ gate.T) * (h @ up.T)) @ down.T": (
+            "x += (F.silu(h @ gate.T) * (h @ up.T)) @ down.T\n    return x"
+        )
+    },
+    hint="x += changes the tensor that was passed in. x + ... makes a new one.",
 )
 edited(
     "feed_forward",
@@ -279,8 +299,16 @@ edited(
 )
 edited(
     "forward",
+    "adds the stream twice around the feed-forward",
+    replace={"x = feed_forward(": "x = x + feed_forward("},
+    hint="feed_forward returns the stream with its share added already.",
+)
+edited(
+    "forward",
     "always uses the embedding as the head",
-    replace={'"model.embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"': '"model.embed_tokens.weight"'},
+    replace={
+        '"model.embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"': '"model.embed_tokens.weight"'
+    },
     hint="Only where config.tie_embeddings is set. Otherwise there is lm_head.weight.",
 )
 edited(

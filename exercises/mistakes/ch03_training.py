@@ -28,6 +28,20 @@ edited(
     replace={"flops / (num_devices * peak_flops_per_s * utilization)": "flops * num_devices / (peak_flops_per_s * utilization)"},
     hint="More devices, less time.",
 )
+edited(
+    "training_seconds",
+    "forgets that there are many devices",
+    replace={"num_devices * peak_flops_per_s": "peak_flops_per_s"},
+    hint="peak_flops_per_s is that of one device; num_devices of them work at the same time.",
+)
+edited(
+    "training_seconds",
+    "multiplies by the utilization",
+    replace={
+        "flops / (num_devices * peak_flops_per_s * utilization)": "flops / (num_devices * peak_flops_per_s) * utilization"
+    },
+    hint="A device that is half busy takes twice as long, not half as long.",
+)
 
 # ---- cross_entropy_and_grad
 
@@ -57,6 +71,16 @@ edited(
 )
 edited(
     "cross_entropy_and_grad",
+    "exponentiates before subtracting the maximum",
+    replace={
+        "log_probs = shifted - shifted.exp().sum(dim=-1, keepdim=True).log()": (
+            "log_probs = (logits.exp() / logits.exp().sum(dim=-1, keepdim=True)).log()"
+        )
+    },
+    hint="exp(89) is infinite in float32, and ∞/∞ is NaN. Subtract the row's maximum first: softmax doesn't change.",
+)
+edited(
+    "cross_entropy_and_grad",
     "takes the logarithm of a softmax that has become zero",
     replace={
         "log_probs = shifted - shifted.exp().sum(dim=-1, keepdim=True).log()": "log_probs = torch.softmax(shifted, dim=-1).log()"
@@ -74,6 +98,16 @@ edited(
     "writes over the caller's targets",
     replace={"targets = targets.clamp(min=0)": "targets.clamp_(min=0)"},
     hint="clamp_ works in place: the caller's −100 are gone afterwards, and padding counts as token 0 from then on.",
+)
+edited(
+    "cross_entropy_and_grad",
+    "writes over the caller's logits",
+    replace={
+        "    shifted = logits - logits.max(dim=-1, keepdim=True).values\n": (
+            "    logits -= logits.max(dim=-1, keepdim=True).values\n    shifted = logits\n"
+        )
+    },
+    hint="logits -= … works in place, on the caller's tensor. Make a new one: shifted = logits - ….",
 )
 
 # ---- linear_backward
@@ -137,6 +171,28 @@ edited(
 )
 edited(
     "rms_norm_backward",
+    "keeps one gain gradient for each row",
+    replace={".reshape(-1, x.shape[-1]).sum(dim=0)": ""},
+    hint="weight is used by every row, and contributions add up: d_weight has the shape of weight.",
+)
+edited(
+    "rms_norm_backward",
+    "multiplies the gain's gradient by the gain",
+    replace={"d_weight = (d_y * normed)": "d_weight = (d_normed * normed)"},
+    hint="y = weight · n, so the slope with respect to weight is n. The gain itself belongs into d_x only.",
+)
+edited(
+    "rms_norm_backward",
+    "adds eps outside of the root",
+    replace={
+        "torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)": (
+            "1 / (x.square().mean(dim=-1, keepdim=True).sqrt() + eps)"
+        )
+    },
+    hint="In RMSNorm eps stands under the root: sqrt(mean(x²) + eps).",
+)
+edited(
+    "rms_norm_backward",
     "leaves eps out",
     replace={"keepdim=True) + eps)": "keepdim=True))"},
     hint="Use the root mean square that the forward pass used, eps included.",
@@ -190,6 +246,30 @@ edited(
     replace={"p * (d_p - (p * d_p).sum(dim=-1, keepdim=True))": "p * (1 - p) * d_p"},
     hint="p (1 − p) is only the diagonal of softmax's Jacobian; off it stands −p_i p_j.",
 )
+edited(
+    "attention_backward",
+    "scales d_q and forgets d_k",
+    replace={"d_scores.T @ q, d_v": "d_scores.T @ q / softmax_scale, d_v"},
+    hint="softmax_scale multiplies q kᵀ, so the gradients of both carry it.",
+)
+edited(
+    "attention_backward",
+    "subtracts rowsum(d_p), not weighted by p",
+    replace={"(p * d_p).sum(dim=-1, keepdim=True)": "d_p.sum(dim=-1, keepdim=True)"},
+    hint="The sum that is subtracted is the mean of d_p under the weights: rowsum(p · d_p).",
+)
+edited(
+    "attention_backward",
+    "leaves out the factor p of the softmax's backward",
+    replace={"p * (d_p - (p * d_p).sum(dim=-1, keepdim=True))": "d_p - (p * d_p).sum(dim=-1, keepdim=True)"},
+    hint="d_s = p · (d_p − rowsum(p · d_p)): without the factor p even hidden keys get a gradient.",
+)
+edited(
+    "attention_backward",
+    "multiplies d_k by the keys",
+    replace={"d_scores.T @ q, d_v": "d_scores.T @ (k if len(k) == len(q) else q), d_v"},
+    hint="A score is q · k: its slope with respect to k is q.",
+)
 
 # ---- adamw_step
 
@@ -241,6 +321,22 @@ edited(
     },
     hint="m = … makes a new tensor, and the caller's m stays as it was. Write into m and v in place.",
 )
+edited(
+    "adamw_step",
+    "leaves weight as it was",
+    replace={
+        "    weight.mul_(1 - lr * weight_decay)\n    weight.sub_(lr * m_hat / (v_hat.sqrt() + eps))\n": (
+            "    weight = weight * (1 - lr * weight_decay)\n    weight = weight - lr * m_hat / (v_hat.sqrt() + eps)\n"
+        )
+    },
+    hint="weight = … makes a new tensor, and the caller's weight stays as it was. Assign in place: weight.sub_(…) or weight -= ….",
+)
+edited(
+    "adamw_step",
+    "steps along the gradient and not along its mean",
+    replace={"lr * m_hat /": "lr * grad /"},
+    hint="The step goes along m̂, the corrected running mean; grad enters through it.",
+)
 
 # ---- train_on
 
@@ -248,6 +344,12 @@ edited(
     "train_on",
     "targets not shifted",
     replace={"model(token_ids[:, :-1])": "model(token_ids)", "token_ids[:, 1:].flatten()": "token_ids.flatten()"},
+    hint="The target of a place is the token *after* it. Asked for the token it reads, a model copies: its loss falls to 0.",
+)
+edited(
+    "train_on",
+    "targets not shifted: the inputs are the targets",
+    replace={"token_ids[:, 1:].flatten()": "token_ids[:, :-1].flatten()"},
     hint="The target of a place is the token *after* it. Asked for the token it reads, a model copies: its loss falls to 0.",
 )
 edited(

@@ -35,6 +35,13 @@ edited(
     hint="A higher temperature flattens: the step between two logits shrinks to logit_step / temperature.",
 )
 
+edited(
+    "nucleus_size",
+    "pays a token for rounding",
+    replace={" - 1e-9": ""},
+    hint="Where the line is reached exactly, the quotient may come out as 1.0000000000000002. Subtract 1e-9 first.",
+)
+
 # ---- temperature_probs
 
 edited(
@@ -73,6 +80,30 @@ edited(
     "has no case for temperature 0",
     replace={"temperature == 0:": "temperature < 0:"},
     hint="0 / 0 is not a number. Temperature 0 needs a line of its own: argmax.",
+)
+
+
+edited(
+    "temperature_probs",
+    "divides before it subtracts, in float64",
+    replace={"((logits - largest).double() / temperature)": "(logits.double() / temperature)"},
+    hint="float64 only moves the edge: 1e300 / 1e-40 is infinite there, too. Subtract the largest logit first.",
+)
+edited(
+    "temperature_probs",
+    "clamps the temperature",
+    replace={".double() / temperature)": ".double() / max(temperature, 1e-6))"},
+    hint="A tiny temperature is a temperature. Once the largest logit is subtracted, dividing by it is safe.",
+)
+edited(
+    "temperature_probs",
+    "takes the argmax over the whole batch",
+    replace={
+        "logits.argmax(dim=-1, keepdim=True)": (
+            "(logits.argmax() % logits.shape[-1]).expand(logits.shape[:-1]).unsqueeze(-1)"
+        )
+    },
+    hint="Every row has a winner of its own: argmax(dim=-1).",
 )
 
 
@@ -143,6 +174,12 @@ edited(
     "goes on where the line is reached exactly",
     replace={"mass_before < top_p": "mass_before <= top_p + 0.05"},
     hint="Once the tokens so far sum to top_p, the next one is not needed.",
+)
+edited(
+    "nucleus_mask",
+    "keeps tokens of probability 0",
+    replace={" & (probs > 0)": ""},
+    hint="The sum of all may stay a digit below 1. Then top_p = 1.0 is never reached, and banned tokens slip in.",
 )
 
 
@@ -320,9 +357,30 @@ edited(
     replace={"-torch.log(-torch.log(uniforms))": "-torch.log(-torch.log(uniforms[..., :1]))"},
     hint="The same number added to all logits changes nothing. Every token needs noise of its own.",
 )
+edited(
+    "gumbel_draw",
+    "ignores the uniforms",
+    replace={"(logits + noise).argmax(dim=-1)": "torch.multinomial(logits.softmax(dim=-1), 1).squeeze(-1)"},
+    hint="torch.multinomial throws numbers of its own. The given uniforms are to decide, and nothing else.",
+)
 
 # ---- beam_search
 
+edited(
+    "beam_search",
+    "counts every ending as finished",
+    replace={
+        "for token_ids, total in extensions[:num_beams]:": ("for rank, (token_ids, total) in enumerate(extensions):"),
+        " or new_len == max_new_tokens:": " or (new_len == max_new_tokens and rank < num_beams):",
+    },
+    hint="An ending counts only if it is among the best num_beams extensions of its step. Rank first.",
+)
+edited(
+    "beam_search",
+    "stops when enough have finished",
+    replace={"        beam = [": "        if len(finished) >= num_beams:\n            break\n        beam = ["},
+    hint="A longer continuation may still get the better score. Go on until the limit, or until the beam is empty.",
+)
 edited(
     "beam_search",
     "lets finished continuations go on",
