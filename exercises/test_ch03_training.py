@@ -65,7 +65,7 @@ TRAIN = Task(
     "train_on",
     hints=(
         "Four questions: what is predicted, whose gradients are these, when is it too late to clip, whose rate is this?",
-        "Targets are token_ids[:, 1:]; zero_grad before backward; clip between backward and step. The fourth is left to you.",
+        "Targets are token_ids[:, 1:]; zero_grad before backward; clip between backward and step. The fourth is yours.",
     ),
     forbids=("minillm.training.train",),
     seconds=20,

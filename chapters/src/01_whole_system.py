@@ -251,7 +251,7 @@ plots.show(fig, alt="The naive step's time grows with the text; a step that is f
 # %% [markdown]
 # The blue line feeds the new token alone. That is allowed because nothing inside the model looks ahead: what a token
 # has become in there doesn't change when more text follows. For every token of its past the model keeps some numbers,
-# called its *keys and values*. They are what the **KV cache** (键值缓存) holds. Here it is a black box that remembers;
+# called its *keys and values*. They are what the **KV cache** (KV 缓存) holds. Here it is a black box that remembers;
 # [chapter 08](08_kv_cache.ipynb) opens it.
 
 # %% [markdown]

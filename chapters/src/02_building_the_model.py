@@ -206,7 +206,7 @@ print("equal to the library's oracle:", torch.allclose(torch.tensor(rows, dtype=
 #
 # $$x \leftarrow x + \text{attention}(\text{norm}_1(x)), \qquad x \leftarrow x + \text{feed-forward}(\text{norm}_2(x)).$$
 #
-# At the end one more norm, and a product with every row of the output head (LM head): the **logits** (对数几率), a score for
+# At the end one more norm, and a product with every row of the output head (LM head): the **logits** (未归一化得分), a score for
 # each token of the vocabulary. Because a layer only adds, what it leaves alone passes through, and so do gradients. The norm
 # stands in the branch and not in the stream (**pre-norm**, 前置归一化), so nothing keeps the stream small. We watch it in a story.
 

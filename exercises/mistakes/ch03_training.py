@@ -329,7 +329,7 @@ edited(
             "    weight = weight * (1 - lr * weight_decay)\n    weight = weight - lr * m_hat / (v_hat.sqrt() + eps)\n"
         )
     },
-    hint="weight = … makes a new tensor, and the caller's weight stays as it was. Assign in place: weight.sub_(…) or weight -= ….",
+    hint="weight = … makes a new tensor, and the caller's stays as it was. Assign in place: weight.sub_(…).",
 )
 edited(
     "adamw_step",
@@ -350,7 +350,7 @@ edited(
     "train_on",
     "targets not shifted: the inputs are the targets",
     replace={"token_ids[:, 1:].flatten()": "token_ids[:, :-1].flatten()"},
-    hint="The target of a place is the token *after* it. Asked for the token it reads, a model copies: its loss falls to 0.",
+    hint="The input loses its last token, the target its first. Asked for the token it reads, a model copies.",
 )
 edited(
     "train_on",
