@@ -133,7 +133,7 @@ class KVCache:
         # END SOLUTION
 
     def crop(self, seq_len: int) -> None:
-        """Forgets all but the first `seq_len` tokens. Raises ValueError if there are fewer, or for a negative number."""
+        """Forgets all but the first `seq_len` tokens. ValueError for more than there are, or a negative number."""
         # BEGIN SOLUTION
         if not 0 <= seq_len <= self.seq_len:
             raise ValueError(f"can't crop {self.seq_len} tokens to {seq_len}")
@@ -187,9 +187,9 @@ def hasty_generate(model, cache: KVCache, prompt: list[int], num_new_tokens: int
 def greedy_generate(model, cache: KVCache, prompt: list[int], num_new_tokens: int) -> list[int]:
     """`hasty_generate`, repaired: the `num_new_tokens` most likely tokens after `prompt`, one after another.
 
-    `cache` is a new cache with the interface of `KVCache`: yours from Task 5, or one that the tests bring. The prompt is fed in one forward,
-    then each chosen token in one of its own; the last token chosen is not fed. At the end the cache holds
-    `len(prompt) + num_new_tokens - 1` tokens. With num_new_tokens == 0 nothing runs and the result is [].
+    `cache` is a new cache with the interface of `KVCache`: yours from Task 5, or one that the tests bring. The prompt
+    is fed in one forward, then each chosen token in one of its own; the last token chosen is not fed. At the end the
+    cache holds `len(prompt) + num_new_tokens - 1` tokens. With num_new_tokens == 0 nothing runs, the result is [].
     """
     # BEGIN SOLUTION
     token_ids: list[int] = []
