@@ -33,6 +33,11 @@ def test_equals_the_oracle_for_one_query(problem: Problem) -> None:
     assert_equals_oracle(problem)
 
 
+@pytest.mark.parametrize("q_len", [1, 2, 5])
+def test_a_scale_of_zero_averages_what_is_visible(q_len: int) -> None:
+    assert_equals_oracle(make_problem(q_len=q_len, k_len=5, softmax_scale=0.0))
+
+
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
 @pytest.mark.parametrize(
     "mask_shape", [None, (7,), (1, 7), (3, 1, 1, 7), (4, 1, 7), (1, 4, 1, 7), (3, 4, 1, 7)]
