@@ -7,6 +7,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from tqdm import tqdm
+
 from minillm.grading.course import Chapter, find_chapters
 from minillm.grading.problems import CourseError
 from minillm.grading.stubs import pristine_stub
@@ -32,7 +34,9 @@ def make_handout(root: Path, directory: Path, chapters: list[Chapter], seed: int
     with tempfile.TemporaryDirectory() as folder:
         stage = Path(folder) / "course"
         fingerprints = {}
-        for chapter in (_stage(chapter, stage, seed) for chapter in chapters):
+        bar = tqdm(chapters, desc="proving each mistake", unit="chapter", disable=None)  # on a terminal only
+        for chapter in (_stage(chapter, stage, seed) for chapter in bar):
+            bar.set_postfix_str(chapter.name)
             proof = prove_chapter(chapter, every=True)
             if problems := proof.problems():
                 raise CourseError(f"{chapter.name} isn't ready to be handed out:\n  " + "\n  ".join(problems))
