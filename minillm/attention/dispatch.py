@@ -28,8 +28,8 @@ def attention(
     q_len, num_heads = q.shape[1:3]
     k_len, num_kv_heads = k.shape[1:3]
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
-    if scale == 0.0:  # the fused kernel scales what it has masked, and 0 · −inf is NaN
-        q, scale = torch.zeros_like(q), 1.0
+    if scale <= 0.0:  # the fused kernel scales what it has masked: −inf times 0 is NaN, times −1 it is +inf
+        q, scale = q * scale, 1.0
 
     causal_hides_nothing = not causal or q_len == 1
     window_hides_nothing = window is None or window >= k_len

@@ -34,8 +34,9 @@ def test_equals_the_oracle_for_one_query(problem: Problem) -> None:
 
 
 @pytest.mark.parametrize("q_len", [1, 2, 5])
-def test_a_scale_of_zero_averages_what_is_visible(q_len: int) -> None:
-    assert_equals_oracle(make_problem(q_len=q_len, k_len=5, softmax_scale=0.0))
+@pytest.mark.parametrize("softmax_scale", [0.0, -1.0])
+def test_what_is_masked_stays_masked_under_any_scale(q_len: int, softmax_scale: float) -> None:
+    assert_equals_oracle(make_problem(q_len=q_len, k_len=5, softmax_scale=softmax_scale))
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
