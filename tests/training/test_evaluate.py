@@ -50,7 +50,7 @@ def test_nats_equal_transformers(tmp_path: Path) -> None:
     for token_ids, found in zip(documents(4), nats, strict=True):
         tokens = torch.tensor([token_ids])
         loss = peer(tokens, labels=tokens).loss  # mean over the len - 1 targets
-        assert found == pytest.approx(float(loss) * (len(token_ids) - 1), rel=1e-4)
+        assert found == pytest.approx(float(loss.detach()) * (len(token_ids) - 1), rel=1e-4)
 
 
 def test_story_evaluation_counts_what_is_predicted() -> None:
