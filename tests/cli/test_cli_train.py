@@ -169,6 +169,23 @@ def test_stories_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all("source_nats_per_token" in record for record in records if "eval_stories" in record)
 
 
+def test_a_run_can_start_from_a_model(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A step of no size changes nothing: what comes out are the weights and the tokenizer that went in."""
+    import minillm
+
+    start, out = folder / "straight" / "model", tmp_path / "more"
+    settings = ["--text", str(folder / "text.txt"), "--steps", "1", "--batch-size", "1", "--seq-len", "16"]
+    few = ["--lr", "1e-12", "--weight-decay", "0", "--dtype", "fp32", "--eval-stories", "1", "--final-eval-stories", "1"]
+    assert main(["train", "--out", str(out), "--init-from", str(start), *settings, *few]) == 0
+    before, after = minillm.load_model(start), minillm.load_model(out / "model")
+    for (name, a), b in zip(before.named_parameters(), after.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert (out / "model" / "tokenizer.json").read_bytes() == (start / "tokenizer.json").read_bytes()
+    assert main(["train", "--out", str(out), "--resume"]) == 0  # the stored settings name the model
+    capsys.readouterr()
+    assert_refused(capsys, ["--out", str(out), "--resume", "--init-from", "stories-5m"], "--init-from cannot change")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -201,6 +218,9 @@ def test_resume_refuses_changes(
         (["--out", "{new}", "--save-every", "often"], "--save-every must be"),
         (["--out", "{new}", "--device", "abacus"], "device must be"),
         (["--out", "{new}", "--tokenizer", "{text}"], "not a JSON file"),
+        (["--out", "{new}", "--init-from", "{full}/model", "--vocab-size", "400"], "brings its own tokenizer"),
+        (["--out", "{new}", "--init-from", "nowhere"], "nowhere"),
+        (["--out", "{new}", "--init-from", "{full}/model", "--preset", "stories-5m"], "not allowed with"),
         (["--out", "{new}", "--steps", "1", "--tokens", "1"], "not allowed with"),
     ],
 )
