@@ -134,3 +134,16 @@ def test_the_table_fits_80_columns_and_shows_hints_only_where_something_is_open(
     assert max(map(len, table.splitlines())) <= 80
     assert "hint: A mild hint." in table and "A strong hint." not in table
     assert "hint" not in table.partition("= ch04_large =")[2].partition(" attend ")[0]
+
+
+def test_settings_of_the_project_around_the_exercises_dont_reach_the_child(tmp_path) -> None:
+    """`--target solutions` makes pytest read the project's settings, whose `timeout` the child doesn't know."""
+    pytest.importorskip("pytest_timeout")
+    root = make_course(tmp_path, {"ch08_made_up": None})
+    settings = '[tool.pytest.ini_options]\naddopts = ["--strict-config", "--import-mode=importlib"]\ntimeout = 60\n'
+    (root / "pyproject.toml").write_text(settings)
+    command = [sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv.pop(1)); import pytest; pytest.main()"]
+    command += [str(ROOT), "exercises/test_ch08_made_up.py", "--target", "solutions"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, encoding="utf-8", timeout=280)
+    assert "configfile: pyproject.toml" in done.stdout
+    assert " passed in" in done.stdout and "failed" not in done.stdout, done.stdout
