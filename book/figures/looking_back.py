@@ -111,9 +111,10 @@ def draw(path: Path) -> None:
         zorder=2,
     )
     ax.add_patch(arrow)
+    likely = f"{probability:.1%}" if probability < 0.9995 else "above 99.9%"
     finding = (
         f"One of the {heads} attention heads puts {weight:.1%} of its weight on one token,\n"
-        f"{distance} tokens back, and the model says “{word}” with probability {probability:.1%}."
+        f"{distance} tokens back, and the model says “{word}” with probability {likely}."
     )
     below = {"fontsize": 11.5, "va": "top", "linespacing": 1.5}
     ax.text(0.5, row + 1.7, finding, color=plots.INK, **below)

@@ -78,7 +78,7 @@ for name, some_model in (("right", model), ("wrong pairs", wrong_pairs)):
 # %% [markdown]
 # The surprise per token, in **nats** (奈特: the unit of information of natural logarithms, 1.44 bits), is several times what it
 # was. Put as perplexity ($e^{\text{nats}}$): the right model hesitates between two words, as it were, the wrong one between
-# twenty or so. Near the end of the chapter stands a price list of fourteen changes. Some of them cost *nothing* that a
+# a dozen. Near the end of the chapter stands a price list of fourteen changes. Some of them cost *nothing* that a
 # loss can see, and those are the dangerous ones.
 
 # %% [markdown]
@@ -408,10 +408,10 @@ by_distance = torch.stack([q_real @ keys.T for keys in k_by_distance])
 print("<R(p)q, R(p')k> = <q, R(p'-p)k>, all 64 pairs of positions:", torch.allclose(scores, by_distance, atol=1e-4))
 
 # %% tags=["hide-input"]
-fig, (left, right) = plots.figure(height=3.3, ncols=2, width_ratios=(1, 1.25))
+fig, (left, right) = plots.figure(7.0, 3.2, ncols=2, width_ratios=(1, 1.25))
 plots.matrix(left, scores, fmt=".1f", xlabel="position of the key", ylabel="position of the query",
              row_labels=range(8), column_labels=range(8), vmin=float(scores.min()) - 1)
-distance = torch.logspace(0, 5, 130)
+distance = torch.logspace(0, 5, 100)
 for theta, color in ((10_000.0, plots.ORANGE), (500_000.0, plots.BLUE)):
     omega = theta ** (-torch.arange(0, 128, 2) / 128)
     right.plot(distance, torch.cos(distance[:, None] * omega).mean(-1), color=color, lw=1.3, label=f"θ = {theta:,.0f}")
@@ -845,18 +845,19 @@ plots.show(fig, alt="A story in which one head, where a name is to come, looks b
 #
 # It goes across the story to where the character came in: to the name, or to the token right behind it. Attention reads
 # streams and not words, and this far up a token's stream holds more than the token. Looking is not yet using, so we silence
-# the head, and for comparison its neighbour, and ask how likely the right name is then. (We chose the head on this very
+# the head, then all heads that look there, and for comparison as many others, and ask how likely the right name is then. (We chose the head on this very
 # story. A study would test it on others.)
 
 
 # %%
-def silencing(silent_head):
-    """An attend in which one head of the layer found above says nothing."""
+def silencing(silent_heads):
+    """An attend in which these heads, pairs (layer, head), say nothing."""
 
     def attend(layer_idx, q, k, v, softmax_scale):
         out = whole(layer_idx, q, k, v, softmax_scale)
-        if layer_idx == layer:
-            out[:, silent_head] = 0
+        for silent_layer, silent_head in silent_heads:
+            if layer_idx == silent_layer:
+                out[:, silent_head] = 0
         return out
 
     return attend
@@ -867,11 +868,14 @@ def chances(attend):
     return [float(likely[query, token_ids[query + 1]]) for _, _, query in lookups]
 
 
-neighbour = (head + 1) % 8
+looking = [divmod(i, 8) for i in on_right.flatten().argsort(descending=True).tolist() if on_right.flatten()[i] > 0.5]
+others = [(looking_layer, (looking_head + 4) % 8) for looking_layer, looking_head in looking]  # of the same layers
+print("heads with most of their weight there, (layer, head):", looking)
 series = (
     ("model as it is", plots.BLUE, chances(whole)),
-    (f"without layer {layer}'s head {neighbour}", plots.GREY, chances(silencing(neighbour))),
-    (f"without its head {head}", plots.ORANGE, chances(silencing(head))),
+    (f"without {len(others)} other heads", plots.GREY, chances(silencing(others))),
+    ("without the strongest", plots.SKY, chances(silencing(looking[:1]))),
+    (f"without all {len(looking)} that look", plots.ORANGE, chances(silencing(looking))),
 )
 
 # %% tags=["hide-input"]
@@ -885,18 +889,19 @@ bars.set(ylabel="weight", xlim=(-0.7, 47.7), ylim=(-0.3, 1.05), title="where eac
 bars.grid(axis="x", visible=False)
 bars.legend(loc="upper left")
 for i, (label, color, probabilities) in enumerate(series):
-    places = [place + 0.27 * (i - 1) for place in range(len(lookups))]
-    names_ax.bar(places, probabilities, width=0.25, color=color, label=label)
+    places = [place + 0.21 * (i - 1.5) for place in range(len(lookups))]
+    names_ax.bar(places, probabilities, width=0.19, color=color, label=label)
 names_ax.set_xticks(range(len(lookups)), [f"{''.join(pieces[q]).strip()}\n{name}" for name, _, q in lookups], size=10)
-names_ax.set(ylabel="probability", ylim=(0, 1.32), yticks=[0, 0.5, 1], title="how likely the model finds the name that follows")
+names_ax.set(ylabel="probability", ylim=(0, 1.55), yticks=[0, 0.5, 1], title="how likely the model finds the name that follows")
 names_ax.grid(axis="x", visible=False)
-names_ax.legend(loc="upper left", ncols=3, columnspacing=1)
-plots.show(fig, alt="One head of 48 looks at the right character; without it the names' probabilities fall far, "
-           "without its neighbour hardly anything changes.")
+names_ax.legend(loc="upper left", ncols=2, columnspacing=1)
+plots.show(fig, alt="One head of 48 looks at the right character; without it the names' probabilities fall, "
+           "without all that look they vanish, without others hardly anything changes.")
 
 # %% [markdown]
-# Without this one head most of the names are all but gone. Without its neighbour, hardly anything changes. Where a name
-# survives, as after "Max and", the rest of the model suffices.
+# Without the strongest head most names survive, though weakened: others look at the same place and step in. Without all of
+# them the names are gone. As many other heads of the same layers are hardly missed. Large models keep such spares too; in
+# GPT-2 they were named backup heads (Wang et al.).
 #
 # Nobody programmed this. The stories have names that must be repeated, and this is how the model came to repeat them.
 
@@ -991,6 +996,7 @@ source(SwiGLU.forward)
 # * Ainslie et al. 2023, *GQA*, [arXiv:2305.13245](https://arxiv.org/abs/2305.13245). Shazeer 2020, *GLU variants improve
 #   Transformer*, [arXiv:2002.05202](https://arxiv.org/abs/2002.05202). Srivastava et al. 2014, *Dropout*, JMLR 15.
 # * Heads that copy: Olsson et al. 2022, *In-context learning and induction heads*,
-#   [arXiv:2209.11895](https://arxiv.org/abs/2209.11895).
+#   [arXiv:2209.11895](https://arxiv.org/abs/2209.11895); Wang et al. 2022, *Interpretability in the wild*,
+#   [arXiv:2211.00593](https://arxiv.org/abs/2211.00593).
 #
 # Next: [chapter 03](03_training.ipynb) trains this model, and knows in advance how good it can get.

@@ -739,7 +739,7 @@ plots.show(fig, alt="Cumulative nats along one story: the model's staircase runs
 
 # %% [markdown]
 # Large surprises are mostly dice, and the source paid for them too. The excess lies mostly where the source decided nothing,
-# because the word was already settled ("the mouse", "the donkey", "her grandmother"), and the model isn't sure which one to copy.
+# because the word was already settled by what came before ("her grandmother"), and the model isn't sure which one to copy.
 #
 # ### Four ways to be wrong
 #

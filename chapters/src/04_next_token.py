@@ -452,7 +452,7 @@ Markdown("\n".join(rows))
 # %%
 peaked_ids = tokenizer.encode(peaked_text)
 olive = tokenizer.encode(" Olive")[-1]
-for theta in (1.0, 1.1, 1.3):
+for theta in (1.0, 1.3, 2.0):
     after = penalize_repetition(logits_after(peaked_text), peaked_ids, theta)
     rank = int((after > after[olive]).sum()) + 1
     print(f"penalty {theta}: probability of Olive {float(after.softmax(dim=-1)[olive]):.3f}, rank {rank}")

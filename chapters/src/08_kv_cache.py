@@ -120,7 +120,7 @@ def tell_naively(token_ids: list[int], num_new_tokens: int) -> list[int]:
     return token_ids
 
 
-prompt_ids = tokenizer.encode("Once upon a time")
+prompt_ids = tokenizer.encode("Once upon a time, there was a clever fox named Olive who")
 told_naively = tell_naively(prompt_ids, 40)
 print(tokenizer.decode(told_naively))
 

@@ -31,7 +31,7 @@ text files are UTF-8; <|endoftext|> separates documents, otherwise a file is one
 the last 5 % of the text is held out for evaluation.
 """
 DEFAULT_PRESET = "stories-5m"
-DEFAULT_TOKENS = 11_000_000
+DEFAULT_TOKENS = 22_000_000
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
