@@ -1,4 +1,4 @@
-"""What a model is made of: `ModelConfig` and `RopeConfig`, two frozen dataclasses.
+"""What a model is made of: `ModelConfig` with `RopeConfig` and `MLAConfig` inside, frozen dataclasses.
 
 Everything else (modules, caches, loaders, cost models) is built from these numbers. `hf_config.py` translates
 between them and the `config.json` of a Hugging Face checkpoint.
@@ -55,12 +55,38 @@ class RopeConfig:
 
 
 @dataclass(frozen=True)
+class MLAConfig:
+    """Widths of multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1), in numbers.
+
+    A token is compressed to a latent of `kv_lora_rank`, from which every head gets its key of `qk_nope_head_dim` and
+    its value of `v_head_dim`. Position is carried apart from it: by `qk_rope_head_dim` rotated numbers more in every
+    query head, and one rotated key of that width which all heads share. `q_lora_rank` is the width that queries are
+    compressed to, or None for queries straight from the hidden state.
+    """
+
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+
+    def __post_init__(self) -> None:
+        for name in ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
+            if not _is_count(getattr(self, name)):
+                raise ValueError(f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}")
+        if self.q_lora_rank is not None and not _is_count(self.q_lora_rank):
+            raise ValueError(f"q_lora_rank must be a whole number of at least 1 or None, got {self.q_lora_rank!r}")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Shape of a Llama-style decoder.
 
     `num_kv_heads` equal to `num_heads` is multi-head attention, 1 is multi-query, between them grouped-query.
     `head_dim` is independent of `hidden_size / num_heads`. `windows[layer_idx]` is the sliding window of a layer
     (a number of keys, the query itself included), or None for full attention; `windows=None` means None everywhere.
+    With `mla`, attention is multi-head latent attention: `num_kv_heads` equals `num_heads`, `head_dim` is what RoPE
+    turns of a head (`qk_rope_head_dim`), and `qkv_bias` means biases where the hidden state is compressed.
     Raises ValueError when the numbers contradict one another.
     """
 
@@ -80,6 +106,7 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     windows: tuple[int | None, ...] | None = None
+    mla: MLAConfig | None = None
     model_type: str = "llama"
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
@@ -102,6 +129,19 @@ class ModelConfig:
                 raise ValueError(f"windows must name {self.num_layers} layers, got {len(self.windows)}")
             if any(window is not None and not _is_count(window) for window in self.windows):
                 raise ValueError(f"a window must hold at least 1 key, got {self.windows}")
+        if self.mla is not None:
+            if self.num_kv_heads != self.num_heads or self.head_dim != self.mla.qk_rope_head_dim:
+                raise ValueError(
+                    f"latent attention needs num_kv_heads = num_heads and head_dim = qk_rope_head_dim, got "
+                    f"{self.num_kv_heads} of {self.num_heads} heads, {self.head_dim} and {self.mla.qk_rope_head_dim}"
+                )
+            if self.qk_norm:
+                raise ValueError("latent attention normalises its latents, not q and k: qk_norm must be False")
+
+    @property
+    def attention_type(self) -> Literal["gqa", "mla"]:
+        """Which attention module a block gets."""
+        return "gqa" if self.mla is None else "mla"
 
     @classmethod
     def from_pretrained(cls, path: str | Path = "stories-5m") -> ModelConfig:

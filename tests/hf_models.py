@@ -52,10 +52,32 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-windows": _case("qwen3", head_dim=12, use_sliding_window=True, sliding_window=7, max_window_layers=2),
 }
 
+# Latent attention in dense blocks. All widths differ, so that none can stand for another.
+_LATENT = {
+    "num_key_value_heads": 4, "q_lora_rank": 22, "kv_lora_rank": 18, "qk_nope_head_dim": 10, "qk_rope_head_dim": 8,
+    "v_head_dim": 14, "first_k_dense_replace": 3, "n_routed_experts": 4,
+}  # fmt: skip
+_PLAIN_QUERIES = _LATENT | {"q_lora_rank": None}
+_MSCALES = {"mscale": 0.7, "mscale_all_dim": 1.4}
+DEEPSEEK_CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "deepseek-v2": _case("deepseek_v2", **_LATENT),
+    "deepseek-v2-plain-queries": _case("deepseek_v2", **_PLAIN_QUERIES, mlp_bias=True, tie_word_embeddings=True),
+    "deepseek-v2-biases": _case("deepseek_v2", **_LATENT, attention_bias=True, rms_norm_eps=1e-3),
+    "deepseek-v2-yarn": _case("deepseek_v2", _YARN | _MSCALES | {"beta_fast": 2.0}, **_LATENT),
+    "deepseek-v3": _case("deepseek_v3", **_LATENT),
+    "deepseek-v3-plain-queries": _case("deepseek_v3", **_PLAIN_QUERIES, tie_word_embeddings=True),
+    "deepseek-v3-halves": _case("deepseek_v3", **_LATENT, rope_interleave=False),
+    "deepseek-v3-biases": _case("deepseek_v3", **_LATENT, attention_bias=True, rms_norm_eps=1e-3),
+    "deepseek-v3-yarn": _case("deepseek_v3", _YARN | _MSCALES, **_LATENT),
+    "deepseek-v3-yarn-halves": _case("deepseek_v3", _YARN_GIVEN | _MSCALES, **_LATENT, rope_interleave=False),
+    "deepseek-v3-yarn-alone": _case("deepseek_v3", _YARN, **_LATENT),
+    "deepseek-v3-linear": _case("deepseek_v3", _LINEAR, **_LATENT),
+}
+
 
 def make_hf_model(case: str, *, attention: str = "eager", seed: int = 0) -> Any:
-    """The float64 model of `CASES[case]`, every parameter random, in eval mode."""
-    family, hf_config = CASES[case]
+    """The float64 model of a case, every parameter random, in eval mode."""
+    family, hf_config = (CASES | DEEPSEEK_CASES)[case]
     config = transformers.AutoConfig.for_model(family, **copy.deepcopy(hf_config))
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float64)
     randomise(model, seed)

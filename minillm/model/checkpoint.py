@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minillm.config import ModelConfig
-from minillm.hf_config import resolve_model_path
+from minillm.hf_config import read_hf_config, resolve_model_path, rotates_neighbours
 from minillm.model.hf_names import hf_name, plain_weights
+from minillm.model.rope_layout import from_interleaved, to_interleaved
 from minillm.model.stored import INDEX, ONE_FILE, CheckpointError, StoredTensor, open_folder
 from minillm.model.transformer import Transformer
 
@@ -44,6 +45,7 @@ def load_model(
     folder = resolve_model_path(path)
     try:
         config = ModelConfig.from_pretrained(folder)
+        interleaved = rotates_neighbours(read_hf_config(folder))
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     with torch.device("meta"), _NoInitialisation():
@@ -54,7 +56,8 @@ def load_model(
         wanted = dtype if isinstance(dtype, torch.dtype) else stored[EMBEDDING].dtype
         for name, parameter in list(model.named_parameters()):  # a tied lm_head comes once, as the embedding
             values = torch.empty(parameter.shape, dtype=wanted, device=device)
-            values.copy_(stored[hf_name(name)].read())
+            stored_values = stored[hf_name(name)].read()
+            values.copy_(from_interleaved(name, stored_values, config) if interleaved else stored_values)
             module_name, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(module_name), leaf, nn.Parameter(values))
     if config.tie_embeddings:
@@ -129,8 +132,11 @@ def _write_json(file: Path, document: dict[str, Any]) -> None:
 def _shards(model: Transformer, shard_bytes: int) -> Iterator[dict[str, Tensor]]:
     """The weights by stored name, in groups of at most `shard_bytes` (a larger tensor stands alone)."""
     shard: dict[str, Tensor] = {}
+    interleaved = rotates_neighbours(model.config.to_hf())
     for name, weight in plain_weights(model):
         tensor = weight.detach().cpu().contiguous()
+        if interleaved:
+            tensor = to_interleaved(name, tensor, model.config)
         if model.config.tie_embeddings and hf_name(name) == HEAD:
             if not torch.equal(tensor, model.embed_tokens.weight.detach().cpu()):
                 raise ValueError("tie_embeddings is set, but lm_head and embed_tokens hold different weights")

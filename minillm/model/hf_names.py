@@ -2,6 +2,8 @@
 
     blocks.3.attention.wq.weight  ->  model.layers.3.self_attn.q_proj.weight
     lm_head.weight                ->  lm_head.weight
+
+One table serves all families: a model has the modules of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +18,12 @@ BLOCK_NAMES = {
     "attention.wq": "self_attn.q_proj",
     "attention.wk": "self_attn.k_proj",
     "attention.wv": "self_attn.v_proj",
+    "attention.wq.a": "self_attn.q_a_proj",
+    "attention.wq.norm": "self_attn.q_a_layernorm",
+    "attention.wq.b": "self_attn.q_b_proj",
+    "attention.wkv_a": "self_attn.kv_a_proj_with_mqa",
+    "attention.kv_norm": "self_attn.kv_a_layernorm",
+    "attention.wkv_b": "self_attn.kv_b_proj",
     "attention.wo": "self_attn.o_proj",
     "attention.q_norm": "self_attn.q_norm",
     "attention.k_norm": "self_attn.k_norm",

@@ -36,12 +36,16 @@ class Rope:
         return cos.to(dtype), sin.to(dtype)
 
     def rotate(self, x: Tensor, positions: Tensor, *, inverse: bool = False) -> Tensor:
-        """x (..., heads, head_dim) turned to `positions` (...), or back from them. `inverse` undoes a rotation."""
+        """x (..., heads, head_dim) turned to `positions` (...), or back from them. `inverse` undoes a rotation.
+
+        Of wider heads the last `head_dim` numbers are turned: those of latent attention keep position there.
+        """
         cos, sin = self.cos_sin(positions, x.dtype)
         if inverse:
             # cos and sin carry the attention factor, once for each direction.
             cos, sin = cos / self.attention_factor**2, -sin / self.attention_factor**2
-        return rotate(x, cos, sin)
+        straight, turned = x[..., : -self.head_dim], rotate(x[..., -self.head_dim :], cos, sin)
+        return turned if straight.shape[-1] == 0 else torch.cat((straight, turned), dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -63,8 +67,8 @@ def attention_factor(config: RopeConfig) -> float:
     if config.attention_factor is not None:
         return config.attention_factor
     if config.mscale and config.mscale_all_dim:
-        return _yarn_mscale(config.factor, config.mscale) / _yarn_mscale(config.factor, config.mscale_all_dim)
-    return _yarn_mscale(config.factor, 1.0)
+        return yarn_mscale(config.factor, config.mscale) / yarn_mscale(config.factor, config.mscale_all_dim)
+    return yarn_mscale(config.factor, 1.0)
 
 
 def _default(inv_freq: Tensor, config: RopeConfig, head_dim: int) -> Tensor:
@@ -103,7 +107,8 @@ def _yarn(inv_freq: Tensor, config: RopeConfig, head_dim: int) -> Tensor:
     return (1 - keep) * inv_freq / config.factor + keep * inv_freq
 
 
-def _yarn_mscale(factor: float, mscale: float) -> float:
+def yarn_mscale(factor: float, mscale: float) -> float:
+    """How much longer contexts sharpen attention: 0.1 · mscale · ln(factor) + 1 (YaRN, eq. 15, has mscale = 1)."""
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 

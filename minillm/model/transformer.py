@@ -14,8 +14,11 @@ from minillm.config import ModelConfig
 from minillm.model.ffn import SwiGLU
 from minillm.model.gqa import GroupedQueryAttention
 from minillm.model.layer_spec import LayerSpec
+from minillm.model.mla import MultiHeadLatentAttention
 from minillm.model.norm import RMSNorm
 from minillm.model.rope import Rope
+
+ATTENTION = {"gqa": GroupedQueryAttention, "mla": MultiHeadLatentAttention}
 
 
 class Block(nn.Module):
@@ -24,7 +27,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer_idx: int) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.attention = GroupedQueryAttention(config, layer_idx)
+        self.attention = ATTENTION[config.attention_type](config, layer_idx)
         self.ffn_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.ffn = SwiGLU(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
 

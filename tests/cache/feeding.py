@@ -54,7 +54,7 @@ def full(model: Transformer, token_ids: Sequence[int]) -> Tensor:
 
 def poison_free_slots(cache: ContiguousCache) -> None:
     """What is left in slots beyond the committed ones (cropped, given back) must not matter."""
-    for slab in (*cache.k, *cache.v):
+    for slab in filter(lambda slab: slab is not None, (*cache.k, *cache.v)):
         for row, seq_len in enumerate(cache.seq_lens):
             slab[row, seq_len:] = 1e30
 
