@@ -34,8 +34,8 @@ class Spread:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Times of the rounds that were kept: `seconds[name][i]` and `probes[i]` (bytes/s) belong to the same
-    round.
+    """Times of the rounds that were kept: `seconds[name][i]` and `probes[i]` belong to the same round. Probes are
+    rates, bytes/s or FLOP/s.
     """
 
     seconds: dict[str, list[float]]
@@ -51,14 +51,18 @@ class Comparison:
         pairs = zip(self.seconds[over], self.seconds[name], strict=True)
         return Spread.of([other / own for other, own in pairs])
 
-    def bandwidth_share(self, name: str, num_bytes: float) -> Spread | None:
-        """Share of the probe's bandwidth at which a call that must move `num_bytes` ran; None without a
-        probe.
+    def probe_share(self, name: str, work: float) -> Spread | None:
+        """Share of the probe's rate at which a call ran that does `work`, in the probe's unit: bytes or FLOPs. None
+        without a probe.
         """
         if not self.probes:
             return None
         pairs = zip(self.seconds[name], self.probes, strict=True)
-        return Spread.of([num_bytes / seconds / probe for seconds, probe in pairs])
+        return Spread.of([work / seconds / probe for seconds, probe in pairs])
+
+    def bandwidth_share(self, name: str, num_bytes: float) -> Spread | None:
+        """`probe_share` for a probe of bytes/s: a call that must move `num_bytes`."""
+        return self.probe_share(name, num_bytes)
 
 
 def compare(
@@ -71,9 +75,9 @@ def compare(
     """Time every candidate once a round until `rounds` undisturbed rounds are there, or twice that many
     are done.
 
-    probe: bytes/s read now; None = keep every round. Each candidate is called once beforehand, off the
-    clock. The order rotates, so that none always follows the same neighbour. Raises ValueError without
-    candidates or rounds.
+    probe: a rate reached now, bytes/s or FLOP/s; None = keep every round. Each candidate is called once
+    beforehand, off the clock. The order rotates, so that none always follows the same neighbour. Raises
+    ValueError without candidates or rounds.
     """
     if not candidates or rounds < 1:
         raise ValueError(f"expected candidates and at least 1 round, got {list(candidates)} and {rounds}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
+from minillm.cli.bench.options import add_measuring_options, check_files, check_rounds, names
 from minillm.cli.options import read_dtype, set_threads
 
 DEFAULT_SIZES = "stories-5m,llama-70m,llama-420m"
@@ -22,24 +22,24 @@ A model that fits the last cache is "in cache": memory doesn't limit it.
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
-    """Add the command to `minillm`."""
+    """Add the measurement to `minillm bench`."""
     parser = subparsers.add_parser(
-        "bench",
-        help="measure speed against transformers and the machine's bandwidth",
+        "decode",
+        help="decoding, rows and prefill against transformers",
         description="Measure decoding, the cost of rows, and prefill, interleaved with transformers.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=["decode"], help="what to measure")
     parser.add_argument("--sizes", metavar="A,B", help=f"models, by name (default {DEFAULT_SIZES}; with --quick: tiny)")
     parser.add_argument(
         "--dtypes", metavar="A,B", help="fp32, bf16 (default: both, fp32 alone for models under 64 MiB)"
     )
-    parser.add_argument("--rounds", type=int, metavar="N", help="rounds to keep (default 20)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every time, and the machine, to FILE")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw ratios and the cost of rows (PNG)")
-    parser.add_argument("--quick", action="store_true", help="few rounds of a tiny model, to try the command")
+    add_measuring_options(
+        parser,
+        rounds="rounds to keep (default 20)",
+        plot="draw ratios and the cost of rows (PNG)",
+        quick="few rounds of a tiny model, to try the command",
+    )
     parser.set_defaults(run=run)
     return parser
 
@@ -49,7 +49,6 @@ def run(args: argparse.Namespace) -> int:
 
     Files are written at the end, whole or not at all: an interrupted run leaves none.
     """
-    import importlib.util
     from dataclasses import asdict, replace
 
     import torch
@@ -64,18 +63,12 @@ def run(args: argparse.Namespace) -> int:
 
     plan = QUICK if args.quick else Plan()
     if args.rounds is not None:
-        if args.rounds < 1:
-            raise ValueError(f"rounds must be at least 1, got {args.rounds}")
-        plan = replace(plan, rounds=args.rounds)
-    sizes = _names(args.sizes or ("tiny" if args.quick else DEFAULT_SIZES))
+        plan = replace(plan, rounds=check_rounds(args.rounds))
+    sizes = names(args.sizes or ("tiny" if args.quick else DEFAULT_SIZES))
     for size in sizes:
         if size not in SIZES:
             raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
-    for file in (args.json, args.plot):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise FileNotFoundError(f"no folder {file.absolute().parent} to write {file.name} to")
-    if args.plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("--plot needs matplotlib: pip install minillm[plots]")
+    check_files(args.json, args.plot)
     work = [(size, dtype) for size in sizes for dtype in _dtypes(args.dtypes, size)]
     set_threads(args.threads)
     if not can_use_fast_linears():
@@ -105,13 +98,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise ValueError(f"expected names with commas between them, got {text!r}")
-    return names
-
-
 def _dtypes(text: str | None, size: str) -> list:
     """The dtypes to measure a size in. Raises ValueError for what the fast linears and the peer don't
     share.
@@ -123,7 +109,7 @@ def _dtypes(text: str | None, size: str) -> list:
     if text is None:
         small = SIZES[size].hidden_size <= 256
         return [torch.float32] if small else [torch.float32, torch.bfloat16]
-    dtypes = [read_dtype(name) for name in _names(text)]
+    dtypes = [read_dtype(name) for name in names(text)]
     if not set(dtypes) <= {torch.float32, torch.bfloat16}:
         raise ValueError(f"dtypes must be fp32 or bf16, got {text!r}")
     return dtypes
