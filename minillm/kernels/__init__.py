@@ -1,0 +1,40 @@
+"""Kernels for GPUs: thread by thread in CUDA-Python, tile by tile in Triton, and the gates that they pass.
+
+Triton (`pip install minillm[kernels]`, Linux) is imported at the first use of a Triton kernel; without a GPU its
+kernels run on CPU tensors if TRITON_INTERPRET=1 is set before.
+
+Reading order: `simt` (matrix products, thread level); `order`, `gemm_tiles`, `gemm` (tiles on tensor cores),
+`gemm_persistent`, `few_rows`, `dispatch` (`matmul`, which chooses among them), with `launch` under them; then the
+gates: `gates`, `build`, `processes`, `registry` with `gemm_entries`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minillm.kernels.dispatch import matmul
+    from minillm.kernels.few_rows import few_row_matmul
+    from minillm.kernels.gemm import tile_matmul
+    from minillm.kernels.gemm_persistent import persistent_matmul
+
+_MODULE_OF = {
+    "few_row_matmul": "minillm.kernels.few_rows",
+    "matmul": "minillm.kernels.dispatch",
+    "persistent_matmul": "minillm.kernels.gemm_persistent",
+    "tile_matmul": "minillm.kernels.gemm",
+}
+
+__all__ = ["few_row_matmul", "matmul", "persistent_matmul", "tile_matmul"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(_MODULE_OF[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("triton"):
+            raise
+        raise ValueError(f"{name} needs Triton (Linux only): pip install 'minillm[kernels]'") from error
