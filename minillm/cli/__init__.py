@@ -18,14 +18,15 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from minillm import __version__
-from minillm.cli import bench, demo, generate, train
+from minillm.cli import bench, demo, generate, plan, train
 
-COMMANDS = (generate, train, bench, demo)
+COMMANDS = (generate, train, plan, bench, demo)
 
 EXAMPLES = """\
 examples:
   minillm generate "Once upon a time"
   minillm train --out my-run --tokens 1_000_000
+  minillm plan stories-5m --gpu H100
   minillm bench decode --sizes stories-5m
   minillm generate --help
 """
