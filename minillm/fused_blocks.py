@@ -72,9 +72,10 @@ class FusedBlock(nn.Module):
         self._fused: Any = fused
         self._gemv = gemv
         self._tensors = _tensors(base)  # the parameters themselves, in the order of the kernels' arguments
-        self._hidden_size: int = base.attention.wq.in_features
-        self._q_size: int = base.attention.wq.out_features
-        self._kv_size: int = base.attention.wk.out_features
+        attention = _attention(base)
+        self._hidden_size: int = attention.wq.in_features
+        self._q_size: int = attention.wq.out_features
+        self._kv_size: int = attention.wk.out_features
         self._intermediate_size: int = base.ffn.w_gate.out_features
 
     @property
@@ -92,7 +93,7 @@ class FusedBlock(nn.Module):
         few_rows = x.numel() <= self.max_rows * self._hidden_size
         if not few_rows or torch.is_grad_enabled() or x.dtype != weight.dtype or not (x.is_cpu and weight.is_cpu):
             return self.base(x, cos_sin, attend)
-        attention = self.base.attention
+        attention = _attention(self.base)
         head_dim, leading = attention.head_dim, x.shape[:-1]
         x = x.contiguous()
         rows = x.numel() // self._hidden_size
@@ -126,8 +127,12 @@ def _one_row_each(table: Tensor, leading: torch.Size, rows: int, head_dim: int) 
     return table.contiguous()
 
 
+def _attention(block: Block) -> GroupedQueryAttention:
+    return cast(GroupedQueryAttention, block.attention)  # `can_fuse` has looked
+
+
 def _linears(block: Block) -> list[nn.Module]:
-    attention, ffn = block.attention, block.ffn
+    attention, ffn = _attention(block), block.ffn
     return [attention.wq, attention.wk, attention.wv, attention.wo, ffn.w_gate, ffn.w_up, ffn.w_down]
 
 

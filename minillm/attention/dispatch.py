@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,3 +54,13 @@ def attention(
     if keep is not None:
         out = out.masked_fill(~keep.any(dim=-1, keepdim=True), 0.0)
     return out.reshape(out.shape[0], num_heads, q_len, v.shape[-1]).transpose(1, 2)
+
+
+def gpu_kernel(name: str, q: Tensor) -> Callable[..., Any] | None:
+    """`minillm.kernels.<name>` for CUDA tensors, where Triton is installed and the kernel exists; None otherwise."""
+    if not q.is_cuda or importlib.util.find_spec("triton") is None:
+        return None
+    from minillm import kernels
+
+    kernel: Callable[..., Any] | None = getattr(kernels, name, None)
+    return kernel

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +12,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor
 
-from minillm.attention import naive_attention
-from minillm.attention.dispatch import attention
+from minillm.attention import flash_attention, flash_decoding, naive_attention
+from minillm.attention.dispatch import attention, gpu_kernel
 from tests.attention.problems import Problem, make_problem, problems, random_tensor
 
 
@@ -160,3 +162,41 @@ def test_refuses_what_the_oracle_refuses(options: dict[str, Any], message: str) 
         attention(problem.q, problem.k, problem.v, **options)
     with pytest.raises(ValueError, match=r"q \(2, 5, 4, 6\), k \(2, 5, 2, 6\), v \(2, 4, 2, 6\)"):
         attention(problem.q, problem.k, problem.v[:, :4])
+
+
+# ---- the seam to the kernels
+
+
+def test_cuda_tensors_go_to_the_kernel_of_that_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = ModuleType("minillm.kernels")
+    kernels.flash_attention = object()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "minillm.kernels", kernels)
+    monkeypatch.setattr("minillm.kernels", kernels, raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    on_gpu: Any = SimpleNamespace(is_cuda=True)
+    assert gpu_kernel("flash_attention", on_gpu) is kernels.flash_attention
+    assert gpu_kernel("flash_decoding", on_gpu) is None  # not written yet: torch does it
+    assert gpu_kernel("flash_attention", torch.zeros(1)) is None
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert gpu_kernel("flash_attention", on_gpu) is None  # Triton isn't installed
+
+
+@pytest.mark.parametrize("function", [flash_attention, flash_decoding])
+def test_a_kernel_gets_the_arguments_as_they_are(function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    def kernel(*args: Any, **options: Any) -> str:
+        calls.append((args, options))
+        return "result"
+
+    name = function.__name__
+    module = sys.modules[function.__module__]
+    monkeypatch.setattr(module, "gpu_kernel", lambda asked, q: kernel if asked == name else None)
+    problem = make_problem(q_len=2)
+    assert function(problem.q, problem.k, problem.v, softmax_scale=0.5) == "result"
+    ((args, options),) = calls
+    assert all(map(torch.equal, args, (problem.q, problem.k, problem.v))) and options["softmax_scale"] == 0.5
+    if function is flash_decoding:
+        assert options["num_splits"] >= 1 and options["seq_lens"] is None  # the number of splits is decided here
+    else:
+        assert options == {"softmax_scale": 0.5, "causal": True, "window": None}
