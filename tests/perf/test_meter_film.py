@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import subprocess
 import sys
@@ -192,12 +193,13 @@ def test_the_animation_reaches_the_notebook_with_its_text(monkeypatch: pytest.Mo
     shown: list[Any] = []
     monkeypatch.setattr(plots, "in_notebook", lambda: True)
     monkeypatch.setattr(plots, "publish", lambda data, metadata: shown.append((data, metadata)))
-    show_animation(b"PNG", alt="Tiles move.")
+    film = animation(product())
+    show_animation(film, alt="Tiles move.")
     ((data, metadata),) = shown
-    assert data == {"image/png": "UE5H", "text/plain": "Tiles move."}
-    assert metadata["image/png"]["alt"] == "Tiles move."
+    assert data == {"image/png": base64.b64encode(film).decode(), "text/plain": "Tiles move."}
+    assert metadata == {"image/png": {"alt": "Tiles move.", "width": 420}}
     with pytest.raises(ValueError, match="alternative text"):
-        show_animation(b"PNG", alt=" ")
+        show_animation(film, alt=" ")
 
 
 def test_what_cannot_be_drawn() -> None:

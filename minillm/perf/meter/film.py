@@ -30,6 +30,7 @@ try:
 
     from minillm import plots
     from minillm.perf.meter.frame import Scene, draw
+    from minillm.plots.display import CSS_PIXELS_PER_INCH
 except ImportError as error:
     raise ValueError("pictures need matplotlib: pip install minillm[plots]") from error
 
@@ -118,8 +119,9 @@ def show_animation(film: bytes, alt: str) -> None:
     if not alt.strip():
         raise ValueError("expected alternative text, one sentence that says what the picture shows; got none")
     if plots.in_notebook():
+        width = Image.open(io.BytesIO(film)).width * CSS_PIXELS_PER_INCH // FILM_DPI
         data = {"image/png": base64.b64encode(film).decode("ascii"), "text/plain": alt}
-        plots.publish(data, {"image/png": {"alt": alt}})
+        plots.publish(data, {"image/png": {"alt": alt, "width": width}})
 
 
 def _sheet(width: float, height: float) -> Figure:
