@@ -88,7 +88,7 @@ def test_updates_equal_a_plain_loop() -> None:
         loss = F.cross_entropy(plain(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
         loss.backward()
         norm = torch.sqrt(sum((p.grad**2).sum() for p in plain.parameters()))
-        assert reports[step].loss == pytest.approx(float(loss), rel=1e-4)
+        assert reports[step].loss == pytest.approx(loss.item(), rel=1e-4)
         assert reports[step].grad_norm == pytest.approx(float(norm), rel=1e-4) and float(norm) > 0.5
         for parameter in plain.parameters():
             parameter.grad *= 0.5 / norm
