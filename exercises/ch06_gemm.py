@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minillm.perf.meter import Counts, HbmTensor, Meter
 
-# ---- Task 1 (prediction): how many bytes does a tiled product move? Prepared by "Napkin" and "The idea".
+# ---- Task 1 (prediction): how many bytes does a tiled product move? Prepared by "Napkin" and "Count it".
 
 
 def bytes_moved(m: int, n: int, k: int, *, block_m: int, block_n: int, bytes_per_number: int = 4) -> int:

@@ -56,7 +56,8 @@ ORDER = Task(
 PACKED = Task(
     "packed_matmul",
     hints=(
-        "Start with pack_panels: fill up with zeros to a whole number of panels, then a reshape and a transpose.",
+        "Which of the three parts fails? Panels: fill up with zeros to a whole number of panels, then a reshape and a "
+        "transpose. Tails: where has C no room for a whole tile, and who adds the part that exists?",
         "A panel of A times a panel of B is always a whole tile. Let micro_kernel add it to a tile of zeros, and add "
         "tile[:rows, :columns] to the part of C that exists.",
     ),
@@ -80,56 +81,67 @@ PACKED = Task(
 # ---- bytes_moved
 
 
+def check_bytes(student, cases):
+    """Each case: m, n, k, block_m, block_n, bytes_per_number, and the bytes expected."""
+    found = [
+        student.bytes_moved(m, n, k, block_m=block_m, block_n=block_n, bytes_per_number=size)
+        for m, n, k, block_m, block_n, size, _ in cases
+    ]
+    for (m, n, k, block_m, block_n, bytes_per_number, expected), moved in zip(cases, found, strict=True):
+        sizes = f"{m=}, {n=}, {k=}, {block_m=}, {block_n=}, {bytes_per_number=}"
+        assert moved == expected, f"bytes_moved({sizes}) gave {moved}, expected {expected}"
+
+
 @graded(BYTES, points=1)
 def test_a_tile_reads_the_rows_and_columns_that_it_needs(student):
     assert student.bytes_moved(4, 4, 10, block_m=2, block_n=2) == 4 * 4 * (20 + 20 + 4)
-    assert student.bytes_moved(4, 4, 10, block_m=1, block_n=1, bytes_per_number=1) == 16 * (10 + 10 + 1)
-    assert student.bytes_moved(6, 4, 5, block_m=3, block_n=1, bytes_per_number=2) == 2 * 8 * (15 + 5 + 3)
+    check_bytes(student, [(4, 4, 10, 1, 1, 1, 16 * (10 + 10 + 1)), (6, 4, 5, 3, 1, 2, 2 * 8 * (15 + 5 + 3))])
 
 
 @graded(BYTES, points=2)
 def test_agrees_with_tiles_read_one_by_one_ragged_edges_included(student, rng):
-    sizes = [(5, 8, 3, 2, 3), *(tuple(row) for row in torch.randint(1, 13, (6, 5), generator=rng).tolist())]
-    expected = []
-    for m, n, k, block_m, block_n in sizes:
+    cases = []
+    for m, n, k, block_m, block_n in [(5, 8, 3, 2, 3), *torch.randint(1, 13, (6, 5), generator=rng).tolist()]:
         numbers = 0
         for i, j in product(range(0, m, block_m), range(0, n, block_n)):
             rows, columns = len(range(m)[i : i + block_m]), len(range(n)[j : j + block_n])
             numbers += rows * k + k * columns + rows * columns
-        expected.append(2 * numbers)
-    found = [student.bytes_moved(m, n, k, block_m=p, block_n=q, bytes_per_number=2) for m, n, k, p, q in sizes]
-    assert found == expected
+        cases.append((m, n, k, block_m, block_n, 2, 2 * numbers))
+    check_bytes(student, cases)
 
 
 # ---- count_sectors
 
 
+def check_sectors(student, loads):
+    """Each load: addresses, itemsize, and the sectors expected."""
+    found = [student.count_sectors(addresses, itemsize) for addresses, itemsize, _ in loads]
+    for (addresses, itemsize, expected), sectors in zip(loads, found, strict=True):
+        assert sectors == expected, f"count_sectors({addresses}, {itemsize=}) gave {sectors}, expected {expected}"
+
+
 @graded(SECTORS, points=1)
 def test_neighbours_share_sectors_and_strangers_do_not(student):
-    assert student.count_sectors([4 * lane for lane in range(32)], 4) == 4
-    assert student.count_sectors([256 * lane for lane in range(32)], 4) == 32
-    assert student.count_sectors([64] * 32, 4) == 1
-    assert student.count_sectors([2 * lane for lane in range(32)], 2) == 2
+    neighbours, strangers = [4 * lane for lane in range(32)], [256 * lane for lane in range(32)]
+    halves = [2 * lane for lane in range(32)]
+    check_sectors(student, [(neighbours, 4, 4), (strangers, 4, 32), ([64] * 32, 4, 1), (halves, 2, 2)])
 
 
 @graded(SECTORS, points=1)
 def test_a_shifted_load_and_a_wide_number_may_need_one_more(student):
-    assert student.count_sectors([4 + 4 * lane for lane in range(32)], 4) == 5
-    assert student.count_sectors([28], 8) == 2
-    assert student.count_sectors([24], 8) == 1
-    assert student.count_sectors([33 + 4 * lane for lane in range(31)], 1) == 4
+    shifted, odd = [4 + 4 * lane for lane in range(32)], [33 + 4 * lane for lane in range(31)]
+    check_sectors(student, [(shifted, 4, 5), ([28], 8, 2), ([24], 8, 1), (odd, 1, 4)])
 
 
 @graded(SECTORS, points=1)
 def test_any_order_and_lanes_that_take_no_part(student, rng):
-    loads = [([None] * 32, 4), ([0, None, 96, None, 4, 100], 4), ([0, 4, 96, 100, 8], 4)]
+    loads = [([None] * 32, 4, 0), ([0, None, 96, None, 4, 100], 4, 2), ([0, 4, 96, 100, 8], 4, 2), ([0], 4, 1)]
     for itemsize in (1, 2, 4, 8, 16):
         addresses = torch.randint(0, 2000, (32,), generator=rng).tolist()
         addresses[5] = None
-        loads.append((addresses, itemsize))
-    expected = [len({(a + i) // 32 for a in addresses if a is not None for i in range(size)}) for addresses, size in loads]
-    assert [student.count_sectors(addresses, size) for addresses, size in loads] == expected
-    assert expected[:3] == [0, 2, 2]
+        touched = {(a + i) // 32 for a in addresses if a is not None for i in range(itemsize)}
+        loads.append((addresses, itemsize, len(touched)))
+    check_sectors(student, loads)
 
 
 # ---- choose_tile
@@ -150,7 +162,7 @@ def test_a_tile_that_fills_the_memory_to_the_last_byte_fits(student):
         student.choose_tile(100, (16, 32), block_k=16)
 
 
-@graded(TILE, points=2)
+@graded(TILE, points=1)
 def test_no_tile_that_fits_reads_less(student, rng):
     results = []
     for sram_kib, block_k, num_stages, bytes_per_number in ((48, 32, 1, 4), (48, 32, 2, 4), (227, 64, 3, 2), (20, 8, 4, 2)):
@@ -174,15 +186,22 @@ def test_no_tile_that_fits_reads_less(student, rng):
 # ---- linear_on_meter
 
 
-def run_linear(student, rng, m, n, k, block_m, block_n, block_k, *, room_to_spare=0):
-    """The task on a meter whose SRAM has exactly the room that the docstring promises."""
-    sram_numbers = min(block_m, m) * k + min(block_n, n) * min(block_k, k) + min(block_m, m) * min(block_n, n)
-    meter = Meter(4 * (sram_numbers + room_to_spare), register_bytes=4 * min(block_m, m) * min(block_n, n))
+PLENTY = 10_000  # numbers of room to spare
+
+
+def run_linear(student, rng, m, n, k, block_m, block_n, block_k, *, rooms=(PLENTY, 0)):
+    """The task with room to spare, where everybody's tile fits and is counted, and then on a meter whose SRAM has
+    exactly the room that the docstring promises. Returns the last meter.
+    """
     x, weight = torch.randn(m, k, generator=rng), torch.randn(n, k, generator=rng)
-    x_hbm, weight_hbm, y = meter.hbm("x", x), meter.hbm("weight", weight), meter.empty("y", (m, n))
-    counts = student.linear_on_meter(meter, x_hbm, weight_hbm, y, block_m=block_m, block_n=block_n, block_k=block_k)
-    assert counts == meter.total
-    torch.testing.assert_close(y.result(), x @ weight.T, rtol=1e-4, atol=1e-4)
+    block_m, block_n, block_k = min(block_m, m), min(block_n, n), min(block_k, k)
+    sram_numbers = block_m * k + block_n * block_k + block_m * block_n
+    for room in rooms:
+        meter = Meter(4 * (sram_numbers + room), register_bytes=4 * block_m * block_n)
+        x_hbm, weight_hbm, y = meter.hbm("x", x), meter.hbm("weight", weight), meter.empty("y", (m, n))
+        counts = student.linear_on_meter(meter, x_hbm, weight_hbm, y, block_m=block_m, block_n=block_n, block_k=block_k)
+        assert counts == meter.total
+        torch.testing.assert_close(y.result(), x @ weight.T, rtol=1e-4, atol=1e-4)
     return meter
 
 
@@ -203,7 +222,7 @@ def test_reads_x_once_and_weight_once_for_each_block_of_rows(student, rng):
 
 @graded(LINEAR, points=1)
 def test_holds_no_more_than_it_needs_even_with_room_to_spare(student, rng):
-    meter = run_linear(student, rng, 6, 8, 12, 3, 4, 4, room_to_spare=1000)
+    meter = run_linear(student, rng, 6, 8, 12, 3, 4, 4, rooms=(PLENTY,))
     assert meter.total.peak_sram_bytes <= 4 * (3 * 12 + 4 * 4 + 3 * 4)
 
 
@@ -313,7 +332,7 @@ def test_packs_each_piece_once_and_makes_every_tile_with_the_micro_kernel(studen
     assert sorted(made) == sorted([(3, 2, 3, 3, 2, 3)] * 9 + [(1, 2, 1, 3, 2, 3)] * 9)  # 3 panels of a, 3 of b
 
 
-@graded(PACKED, points=2)
+@graded(PACKED, points=3)
 def test_a_product_with_tails_everywhere(student, rng):
     products = []
     for m, n, k, rows, columns, block_k in ((1, 1, 1, 4, 4, 4), (5, 7, 8, 2, 3, 3), (3, 10, 5, 4, 8, 2), (13, 6, 7, 12, 4, 16)):

@@ -16,17 +16,16 @@
 # *The same multiplications, the same result, hundreds of times apart: what decides is where the numbers come from.*
 #
 # Needs: chapters [01](01_whole_system.ipynb), [02](02_building_the_model.ipynb) and [05](05_cost_model.ipynb) · Time: 75
-# minutes to read, 90 to solve
+# minutes to read, 60 to solve
 
 # %% [markdown]
 # ## Why
 #
-# Every linear layer of a model is a matrix product, and so are the scores of attention. Hardly any other arithmetic is left.
-# So a model is as fast as its matrix products, and the definition of a matrix product has three lines. How much can there be
-# to gain?
+# Every linear layer of a model is a matrix product, and so are the scores of attention. A model is as fast as its matrix
+# products, and the definition of a matrix product has three lines. How much can there be to gain?
 #
 # Here is the number that hurts. Two 512 × 512 matrices of float32 are 2 MiB. The three lines, compiled, load **1 GiB** to
-# multiply them: each number 512 times. Meanwhile the arithmetic units wait.
+# multiply them: each number 512 times.
 
 # %% tags=["hide-input"]
 import inspect
@@ -45,6 +44,7 @@ from minillm.bench.gemm import READ, TORCH, Plan, measure_flat, measure_ladder
 from minillm.bench.recorded import recorded
 from minillm.bench.show import source
 from minillm.gemm import LADDER
+from minillm.gemm.tile import host_vector_unit
 from minillm.perf.probe import ReadProbe
 
 plan = Plan(rounds=7)
@@ -61,7 +61,7 @@ def source_between(function, first: str, last: str) -> None:
 def measure_products() -> dict:
     """FLOPs a second of every rung and of torch, beside the FMA probe; all of them take turns."""
     read_probe = ReadProbe(plan.probe_bytes)
-    found = {}
+    found = {"vectors": host_vector_unit().name}
     for size in (512, 2048):
         result = measure_ladder(size, plan, read_probe)
         one, every = result.one_thread, result.all_threads
@@ -90,10 +90,8 @@ plots.show(fig, alt="Two bars: the multiply-adds that one core can do, and the s
 # The **FMA probe** (浮点算力探针) in green is a loop of *fused multiply-adds*, $x \cdot y + z$ in one instruction, on numbers that
 # never leave the core: a ceiling that no product can pass. `recorded` measures on your machine when you run the notebook;
 # what is printed here was measured on the machine named under the figure. (The loops need numba: `pip install
-# minillm[fast]`.)
-#
-# This chapter climbs from the orange bar to the green one, on a CPU and on a GPU. At each rung bytes are predicted, counted
-# and, where we have the machine, timed.
+# minillm[fast]`.) This chapter climbs from the orange bar to the green one, on a CPU and on a GPU, and counts bytes at each
+# rung.
 
 # %% [markdown]
 # ## Napkin
@@ -103,9 +101,9 @@ plots.show(fig, alt="Two bars: the multiply-adds that one core can do, and the s
 #
 # $$\text{FLOPs} = 2\,MNK, \qquad \text{bytes at least} = s\,(MK + KN + MN),$$
 #
-# with $s$ bytes a number. For $M = N = K = 512$ in float32 that is 268 million FLOPs and 3 MiB: an intensity (chapter 05) of
-# $n/6 = 85$ FLOPs a byte. Most machines need 10 to 300 to be bound by arithmetic. So a square product could run at peak, if
-# each number came to the chip once.
+# with $s$ bytes a number. For $M = N = K = n = 512$ in float32 that is 268 million FLOPs and 3 MiB: an intensity (chapter 05)
+# of $2n^3 / 12n^2 = n/6 = 85$ FLOPs a byte. Most machines need 10 to 300 to be bound by arithmetic. A square product could
+# run at peak, if each number came once.
 #
 # The definition loads, for each multiply-add, one number of $A$ and one of $B$: 8 bytes for 2 FLOPs, **0.25 FLOPs a byte**. A
 # memory of 50 GB/s then allows 12 GFLOP/s, whatever the arithmetic units can do.
@@ -116,15 +114,14 @@ plots.show(fig, alt="Two bars: the multiply-adds that one core can do, and the s
 #
 # $$\frac{\text{FLOPs}}{\text{numbers loaded}} = \frac{2\, b_m b_n K}{(b_m + b_n)\, K} = \frac{2\, b_m b_n}{b_m + b_n}.$$
 #
-# A tile of 1 × 1 gives 1 FLOP a number, one of 128 × 128 gives 128. Work grows with the tile's area, traffic with its edge.
-# The whole product moves
+# A tile of 1 × 1 gives 1 FLOP a number, one of 128 × 128 gives 128. The whole product moves
 #
 # $$MNK\left(\frac{1}{b_m} + \frac{1}{b_n}\right) + MN \text{ numbers.}$$
 
 # %% [markdown]
 # ## The naive version
 #
-# The definition, once in Python to have it on paper. It stays the oracle of everything below.
+# The definition in Python. It stays the oracle of everything below.
 
 # %%
 def product_by_definition(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -146,6 +143,10 @@ print("six rungs, one result:", ", ".join(LADDER))
 
 # %% [markdown]
 # The first rung of the library's ladder is the same loops compiled. That is the orange bar. What does it wait for?
+#
+# For two things. Its sum is a chain: each multiply-add waits some 4 cycles for the one before, a single number at a time.
+# Half a FLOP a cycle, where a core with wide vectors can do 64: the chain alone allows about 1 % of the peak. And each number
+# of $B$ comes from a cache line of its own. Bytes first; the chain in "The register tile".
 
 # %% [markdown]
 # ## The idea
@@ -179,12 +180,11 @@ axes[0].set_ylabel("B, 32 × 32")
 plots.show(fig, alt="32 numbers of B read down a column touch 32 cache lines and use a sixteenth of each; read along a row they touch two lines and use all of them.")
 
 # %% [markdown]
-# Walking down a column of $B$ fetches 64 bytes for every 4 that are wanted. The next columns want the other 15 numbers of
-# each line. But before they come up, a column of 512 rows has brought in 512 lines, 32 KiB, and pushed its own beginning out
-# of the nearest cache.
-#
-# Exchange two loops, $i, k, j$ for $i, j, k$, and row $i$ of $C$ becomes a sum of rows of $B$: all is read from left to
-# right. Let us count, with a cache that holds so many lines and throws out the one not used for longest.
+# Down a column of $B$, 64 bytes come for every 4 that are wanted. The next columns want the rest. But a column of 512 rows
+# brings in 512 lines, 32 KiB, which fills the nearest cache to the brim. With a row of $A$ beside it, its beginning is gone
+# before the next column asks. Exchange two loops, $i, k, j$ for $i, j, k$, and row $i$ of $C$ becomes a sum of rows of $B$:
+# all is read from left to right. Let us count, with a cache that holds so many lines and throws out the one not used for
+# longest.
 
 # %%
 LINE = 16  # float32 numbers in 64 bytes
@@ -228,36 +228,38 @@ def lines_fetched(walk, num_lines: int) -> int:
 
 
 n = 64
-cache_lines = [8, 20, 32, 48, 72, 128, 300, 600, 1024]
+cache_lines = [8, 16, 20, 40, 62, 72, 128, 256, 300, 600, 1024]
 walks = {
-    "ijk": (plots.ORANGE, lambda: walk_ijk(n)),
-    "ikj": (plots.BLUE, lambda: walk_ikj(n)),
-    "ikj in blocks of 16 × 16": (plots.PURPLE, lambda: walk_ikj(n, 16, 16)),
+    "ijk": (plots.ORANGE, 5, lambda: walk_ijk(n)),
+    "ikj": (plots.BLUE, 2, lambda: walk_ikj(n)),
+    "ikj in blocks of 16 × 16": (plots.PURPLE, 2, lambda: walk_ikj(n, 16, 16)),
 }
 fig, ax = plots.figure(height=3.5)
-for name, (color, walk) in walks.items():
+for name, (color, width, walk) in walks.items():
     fetched = [64 * lines_fetched(walk(), size) / 2**10 for size in cache_lines]
-    ax.plot([64 * size / 2**10 for size in cache_lines], fetched, "o-", color=color, label=name)
+    ax.plot(cache_lines, fetched, "o-", color=color, label=name, linewidth=width, markersize=width + 3)
 least = 3 * n * n * 4 / 2**10
 ax.axhline(least, color=plots.GREEN, linestyle="--", label=f"every line once: {least:.0f} KiB")
-ax.set(xscale="log", yscale="log", xlabel="cache (KiB)", ylabel="fetched from memory (KiB)")
+ax.set(xscale="log", yscale="log", xlabel="cache (lines of 64 bytes)", ylabel="fetched from memory (KiB)")
+ax.set_xticks([8, 20, 64, 256, 1024])
+ax.minorticks_off()
 ax.set_title(f"Three matrices of {n} × {n}, 16 KiB each", fontsize=11.5)
 ax.xaxis.set_major_formatter("{x:g}")
 ax.yaxis.set_major_formatter("{x:,g}")
 ax.legend(loc="upper right")
-plots.show(fig, alt="Kilobytes fetched against cache size: ijk fetches a line for every multiply-add until the cache holds a column, ikj sixteen times less, the blocked order close to the minimum with a twentieth of the cache.")
+plots.show(fig, alt="Kilobytes fetched against cache size: ijk fetches a line for every multiply-add until the cache holds a column, ikj sixteen times less, and the blocked order only three times the minimum with a fifteenth of the cache that the others need for the minimum.")
 
 # %% [markdown]
-# Three walks, three cliffs. As long as the cache holds fewer lines than a column has rows, ijk pays 64 bytes for each
-# multiply-add: more than 16 MiB for matrices of 48 KiB in all. ikj uses whole lines, but reads all of $B$ for each row of $A$
-# until the cache holds $B$. The blocked walk is content with a cache of twenty lines. Once the cache holds $B$ anyway, blocks
-# cost more than they save.
+# Three walks, three cliffs. Until the cache holds a line for each row of a column, ijk pays 64 bytes for each multiply-add:
+# more than 16 MiB for matrices of 48 KiB in all. ikj uses whole lines, but reads all of $B$ for each row of $A$ until the
+# cache holds $B$. The blocked walk is content with twenty lines. Once the cache holds $B$ anyway, blocks cost more than they
+# save.
 #
 # ### Count it: tiles on a meter
 #
 # A CPU's cache guesses. A GPU's *shared memory*, its **SRAM** (片上存储), is told: a program copies a tile there, works, and
 # writes the result back to the big slow memory, **HBM** (高带宽显存). So it can be counted to the byte. The library's
-# *memory-hierarchy meter* is such a machine, simulated. This is how it is used, for $y = x + x$:
+# *memory-hierarchy meter* is such a machine, simulated. For $y = x + x$:
 #
 # ```python
 # meter = Meter(sram_bytes=48 * 1024)                  # each program has so much SRAM
@@ -267,15 +269,17 @@ plots.show(fig, alt="Kilobytes fetched against cache size: ijk fetches a line fo
 #         with kernel.program(i) as sram:
 #             tile = sram.load(x[i : i + 32])          # counted; the last may be smaller
 #             with sram.scope():                       # what is made inside is freed at its end
-#                 sram.store(tile + tile, y[i : i + 32])
+#                 sram.store(tile + tile, y[i : i + 32])  # w[p:q, r:s] is a part of a matrix
 # meter.total.bytes_read, meter.total.hbm_bytes, meter.total.peak_sram_bytes, y.result()
 # ```
 #
 # Products: `acc = sram.zeros(rows, columns)`, then `sram.matmul(a_tile, b_tile, into=acc)`; `tile.T` and `tile[:, p:q]` are
-# views and move nothing. Computing with what wasn't loaded, or loading more than fits, raises an error.
+# views and move nothing. Computing with what wasn't loaded, or loading more than fits, raises an error. `Blocks(block_m,
+# block_n, block_k)` are a tile's sizes. (A *block of threads*, below, is another thing.)
 #
-# A product of 96 × 96 matrices in tiles of 32 × 32, as the meter traced it. A frame is a step of one program: filled is what
-# it loads, dashed where its result will go.
+# A product of 96 × 96 matrices in tiles of 32 × 32, as the meter traced it. A frame is a step of one program. Blue and
+# orange: what it loads. Dashed: where its result will go; dark green: written in this step; light: done. `acc` is the sum.
+# The formula above gives 64,512 numbers, 252 KiB, and so does the last frame.
 
 # %%
 from minillm.gemm.metered import RUNGS, Blocks, run
@@ -315,19 +319,24 @@ for name in ("naive ijk", "reordered ikj", "tiled", "shared_tile", "register til
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# They agree to the byte, ragged edges included: a row of $A$ is read once for each *column of tiles*, a column of $B$ once
-# for each *row of tiles*, and the tile at the edge reads only what exists. The naive 0.25 is the napkin's. *Which matrix
-# stays* is a choice: in `tiled`, the CPU's rung, a block of $B$ stays while rows of $C$ come and go; in `shared_tile`, the
-# one drawn above, the tile of $C$ stays. With `packed`, the extra bytes are copies, explained below.
+# They agree to the byte. Tiles are 32 × 32, and with edges the formula for `shared_tile` reads
 #
-# The last column has a second message. Tiles save traffic from HBM and none from SRAM: there, each multiply-add still reads
-# its two numbers, 4 bytes a FLOP. The `register tile` doesn't: the next idea but one.
+# $$MK \lceil N/b_n \rceil + KN \lceil M/b_m \rceil + MN \text{ numbers:}$$
+#
+# a row of $A$ is read once for each *column of tiles*, a column of $B$ once for each *row of tiles*, and the tile at the edge
+# reads only what exists. The naive 0.25 is the napkin's. ikj keeps a row of $C$: $MK + MNK + MN$. *Which matrix stays* is a
+# choice. In `tiled`, the CPU's rung, a block of $B$ stays, and $C$ is read back for every block of $k$ after the first; in
+# `shared_tile`, drawn above, the tile of $C$ stays. `packed` adds copies, $2(MK + KN)$, explained below.
+#
+# The last column: tiles save traffic from HBM and none from SRAM. There, each multiply-add still reads its two numbers, 4
+# bytes a FLOP. The `register tile` doesn't: the next idea but one. (The naive loop keeps one sum, and nothing in SRAM.)
 #
 # ### How large a tile?
 #
 # As large as fits, and square. With $S$ numbers of SRAM, a square tile has about $b = \sqrt{S}$, and the product moves about
 # $2\,MNK/\sqrt{S}$ numbers. Up to a constant nothing does better: Hong and Kung proved in 1981 that *any* order of the
-# multiplications moves $\Omega(MNK/\sqrt{S})$. Four times the SRAM halves the traffic, and that is all it does.
+# multiplications moves $\Omega(MNK/\sqrt{S})$. Four times the SRAM halves the traffic. Small tiles lie above the line: the
+# pieces of $A$ and $B$, 4 deep here, take room too.
 
 # %%
 size = 128
@@ -349,7 +358,7 @@ ax.minorticks_off()
 ax.xaxis.set_major_formatter("{x:g}")
 ax.yaxis.set_major_formatter("{x:,g}")
 ax.legend()
-plots.show(fig, alt="Bytes read against on-chip memory held: five tile sizes follow a line that falls with the square root of the memory.")
+plots.show(fig, alt="Bytes read against on-chip memory held: five tile sizes fall with the square root of the memory; the large ones lie on the line, the small ones up to 1.7 times above it.")
 
 # %% [markdown]
 # What must fit at once: the tile of $C$, $b_m b_n$ numbers, and the tiles of $A$ and $B$ for a step of $b_k$ along $K$,
@@ -358,9 +367,9 @@ plots.show(fig, alt="Bytes read against on-chip memory held: five tile sizes fol
 #
 # ### The register tile
 #
-# One level down the story repeats, in a core's *registers*. With AVX-512, the widest on x86 processors, there are 32, and
-# each is a vector of 16 float32 numbers, its *lanes*: one instruction multiplies and adds all 16. That is **SIMD** (单指令多数据),
-# single instruction, multiple data.
+# One level down the story repeats, in a core's *registers*. With AVX-512, the widest on x86 processors, there are 32, each a
+# vector of 16 float32 numbers, its *lanes*: one instruction multiplies and adds all 16. That is **SIMD** (单指令多数据), single
+# instruction, multiple data.
 #
 # Keep a tile of $C$ there, and walk along $k$. For each $k$, load a piece of a row of $B$ as vectors, and the numbers of a
 # column of $A$ one by one, each copied into all lanes of a register. Column times row: an **outer product** (外积), added to
@@ -387,36 +396,40 @@ for y, x, width, label, color in [
 ax.set(xlim=(-0.1, 5.6), ylim=(-1.1, 13.4))
 ax.set_title("12 rows × 2 vectors = 12 × 32", fontsize=11.5)
 ax.text(0, -0.4, "24 sums + 2 of B + 1 of A: 27 of 32", fontsize=10.5, va="top")
-for rows in range(1, 17):
+heights = range(2, 31, 2)
+for place, rows in enumerate(heights):
     for vectors in range(1, 5):
         tile = Tile(rows, vectors, LANES)
         if tile.registers <= REGISTERS:
-            color = plots.tint(plots.BLUE, tile.flops_per_load / 20)
-            heat_ax.add_patch(Rectangle((vectors - 0.47, rows - 0.46), 0.94, 0.92, facecolor=color))
+            color = plots.tint(plots.BLUE, tile.flops_per_load / 22)
+            heat_ax.add_patch(Rectangle((vectors - 0.47, place - 0.46), 0.94, 0.92, facecolor=color))
             ink = plots.ink_on(color)
-            heat_ax.text(vectors, rows, f"{tile.flops_per_load:.1f}", ha="center", va="center", fontsize=9.5, color=ink)
-heat_ax.add_patch(Rectangle((1.53, 11.54), 0.94, 0.92, fill=False, edgecolor=plots.ORANGE, linewidth=2.5, zorder=5))
-heat_ax.set(xlim=(0.4, 4.6), ylim=(16.6, 0.4), xticks=range(1, 5), yticks=range(1, 17), xlabel="vectors of 16 numbers", ylabel="rows")
+            heat_ax.text(vectors, place, f"{tile.flops_per_load:.1f}", ha="center", va="center", fontsize=9.5, color=ink)
+chosen = heights.index(12)
+heat_ax.add_patch(Rectangle((1.53, chosen - 0.46), 0.94, 0.92, fill=False, edgecolor=plots.ORANGE, linewidth=2.5, zorder=5))
+heat_ax.set(xlim=(0.4, 4.6), ylim=(14.6, -0.6), xticks=range(1, 5), xlabel="vectors of 16 numbers", ylabel="rows (every second height)")
+heat_ax.set_yticks(range(15), heights)
 heat_ax.tick_params(labelsize=9.5)
 heat_ax.grid(False)
 heat_ax.set_title("FLOPs for a number loaded", fontsize=11.5)
-plots.show(fig, alt="Left: a register tile of 12 rows and 2 vectors, 24 registers of sums, 2 for a row of B, 1 for a number of A. Right: FLOPs per number loaded for all tile shapes that fit 32 registers; 12 by 2 gives 17.5, near the best.")
+plots.show(fig, alt="Left: a register tile of 12 rows and 2 vectors, 24 registers of sums, 2 for a row of B, 1 for a number of A. Right: FLOPs per number loaded for tile shapes that fit 32 registers, every second height; 12 by 2 gives 17.5, 14 by 2 gives 19.5, the tallest of one vector 20.9.")
 
 # %% [markdown]
-# Near square, and nearly all registers in use: 12 × 32, a shape that BLIS uses for these processors too, feeds 17.5 FLOPs
-# with each number, 4.4 FLOPs a byte; ikj, which loads a number of $B$, loads one of $C$ and stores it for each multiply-add,
-# has 0.17. (14 × 32 would fit, 11 % better on paper, and leave one register to spare.)
+# Nearly all registers in use: 12 × 32, a shape that BLIS uses for these processors too, feeds 17.5 FLOPs with each number,
+# 4.4 FLOPs a byte; ikj, which loads a number of $B$, loads one of $C$ and stores it for each multiply-add, has 0.17. Tall
+# tiles of one vector reach 20.9, but each of their multiply-adds needs a load instruction; 12 × 2 makes 24 with 14. (14 × 32
+# would fit, 12 % better, and leave one register to spare.)
 #
-# A second count matters as much. A multiply-add takes about 4 cycles, and a core starts up to 2 each cycle: at least 8 sums
-# have to be on their way side by side. The naive loop has one. Here there are 24.
+# Now the chain. A multiply-add takes about 4 cycles, and a core starts up to 2 each cycle: at least 8 sums have to be on
+# their way side by side. The naive loop has one. Here there are 24.
 #
 # ### Packing
 #
-# The tile walks down 12 rows of $A$ at once, and down the rows of $B$. Rows lie far apart. The blunt cure is to copy them
-# first, in the order in which they will be read. **Packing** (数据打包) cuts the matrices into *panels* as wide as the tile; in a
-# panel $k$ runs slowest, and what one step needs lies side by side. The last panel is filled up with zeros, so that the
-# innermost loop, the **micro-kernel** (微内核), knows one shape only. Where $C$ ends in the middle of a tile, the whole tile is
-# summed elsewhere, and the part that exists is added to $C$.
+# The tile walks along 12 rows of $A$ at once, and from row to row of $B$. Rows lie far apart. So copy them first, in the
+# order in which they will be read. **Packing** (数据打包) cuts the matrices into *panels* as wide as the tile; in a panel $k$
+# runs slowest, and what one step needs lies side by side: 32 numbers of a row of $B$, 12 of a column of $A$. So $A$ is packed
+# transposed. The last panel is filled up with zeros, so that the innermost loop, the **micro-kernel** (微内核), knows one shape
+# only. Where $C$ ends in the middle of a tile, the whole tile is summed elsewhere, and the part that exists is added to $C$.
 #
 # A 2 × 3 example: $\begin{pmatrix}1&2&3\\4&5&6\end{pmatrix}$ as $B$, in panels of two columns, is stored as 1 2 4 5 and 3 0 6 0.
 
@@ -426,25 +439,25 @@ k_steps = np.repeat(np.arange(steps), 12)
 a_plain = np.tile(np.arange(12), steps) * row_bytes + 4 * k_steps
 a_packed = 4 * np.arange(12 * steps)
 b_plain, b_packed = np.arange(steps) * row_bytes, np.arange(steps) * 128
-fig, axes = plots.figure(height=3.3, ncols=2, sharey=True)
+fig, axes = plots.figure(height=3.3, ncols=2)
 for ax, title, a_bytes, b_bytes in ((axes[0], "as the matrices lie", a_plain, b_plain), (axes[1], "packed", a_packed, b_packed)):
     pages = len(set(a_bytes // page)) + len(set(b_bytes // page))
-    ax.scatter(k_steps, a_bytes / 2**10, s=7, color=plots.PURPLE, label="12 numbers of A")
+    ax.scatter(k_steps, a_bytes / 2**10, s=7, color=plots.PURPLE, label="12 numbers of A", zorder=4)
     ax.scatter(np.arange(steps), b_bytes / 2**10, s=22, marker="D", color=plots.ORANGE, label="32 numbers of B")
     ax.set(xlabel="step k")
     ax.set_title(f"{title}: {pages} pages", fontsize=11.5)
-axes[1].text(12, 14, f"{a_packed[-1] / 2**10:.1f} KiB of A and {b_packed[-1] / 2**10:.1f} KiB of B,\none number after the other", ha="center", fontsize=10.5)
+axes[1].set_ylim(-0.1, 3.2)
 axes[0].set_ylabel("distance from the start (KiB)")
 axes[0].legend(loc="upper left")
-plots.show(fig, alt="Addresses read by the micro-kernel over 24 steps: in 2048-wide matrices they are scattered over 200 KiB and 36 pages, packed they lie in two consecutive runs of a few KiB.")
+plots.show(fig, alt="Addresses read by the micro-kernel over 24 steps: in 2048-wide matrices they are scattered over 184 KiB and 36 pages, packed they lie in two consecutive runs of 1.1 and 2.9 KiB.")
 
 # %% [markdown]
-# Left, the innermost loop meets a new page (4 KiB, the unit in which addresses are looked up) with every step, and since rows
-# 8 KiB apart compete for the same few places of a first cache, they push one another out. Right, it walks. The copies are
-# $MK + KN$ numbers against $MNK$ multiply-adds.
+# Left, the innermost loop meets a new page (4 KiB, the unit in which addresses are looked up) with every step. A line may lie
+# only in a few places of a cache, chosen by its address; rows 8 KiB apart compete for the same ones. Right, on an axis 60
+# times finer, it walks.
 #
-# Around the micro-kernel lie blocks, one for each cache: a panel of $B$ in the first, a block of $A$ in the second, a block
-# of $B$ in the third. That is Goto and van de Geijn, 2008, and fast CPU libraries still look like it.
+# Around the micro-kernel lie blocks: a panel of $B$ for the first cache, a block of $A$ for the second, a block of $B$ for
+# the third. That is Goto and van de Geijn, 2008.
 
 # %% [markdown]
 # ## The real version
@@ -454,19 +467,28 @@ plots.show(fig, alt="Addresses read by the micro-kernel over 24 steps: in 2048-w
 # `source` shows the library's own code. Rung 2 is rung 1 with two loops exchanged:
 
 # %%
-from minillm.gemm import micro_kernel, reordered
+from minillm.gemm import reordered
 
 source(reordered.multiply)
 
 # %% [markdown]
-# The compiler makes vector instructions of its inner loop, but doesn't find the register tile by itself. So the micro-kernel
-# is written out. The Python loops over `sums` run while it is compiled; the machine code has one loop, over `depth`.
-
-# %%
-source_between(micro_kernel.make_micro_kernel, "sums = ", "builder.store(multiply_add")
-
-# %% [markdown]
-# The top rung gives each core a part of $C$.
+# Rung 3, *tiled*, runs `k` and `j` over a block of $B$ before `i` moves on: `for each block of B: for i: for k: for j`.
+#
+# The compiler makes vector instructions of the inner loop, but doesn't find the register tile by itself. So rung 4 has its
+# micro-kernel [written out](../minillm/gemm/micro_kernel.py), instruction by instruction. What it says, with `b0`, `b1`, `x`
+# and 24 sums in registers:
+#
+# ```python
+# for k in range(depth):
+#     b0, b1 = b[k, 0:16], b[k, 16:32]      # two vectors
+#     for i in range(12):                   # no loop in the machine code: 12 times the same lines
+#         x = broadcast(a[k, i])            # one number, in all lanes
+#         sum[i][0] += x * b0               # one instruction each
+#         sum[i][1] += x * b1
+# ```
+#
+# Rung 5 [packs](../minillm/gemm/packed.py) first. Rung 6, *threads*, gives each core a part of $C$: `for part in
+# prange(num_threads): pack and multiply what this part needs`.
 #
 # ### Thread by thread: the GPU's ladder
 #
@@ -483,8 +505,8 @@ source_between(micro_kernel.make_micro_kernel, "sums = ", "builder.store(multipl
 # How? Global memory delivers **sectors** (扇区) of 32 bytes. A load costs as many as its 32 lanes touch; a number that
 # straddles two needs both. Lanes that read neighbouring numbers share them: **coalescing** (合并访存).
 #
-# To count we need no GPU. The library's simulator runs the kernels' own source thread by thread and notes the address of
-# every lane. This is the naive kernel; the next rung differs in one line, `column, row` for `row, column`.
+# The library's simulator runs the kernels' own source thread by thread and notes the address of every lane. This is the naive
+# kernel; the next rung differs in one line, `column, row` for `row, column`.
 
 # %%
 from minillm.kernels.simt import SIMT_LADDER, naive, simulate_matmul, transpose
@@ -514,28 +536,30 @@ draw_request(ax, runs["coalesced"].select("global", "load", "b")[0], color=plots
 plots.show(fig, alt="Coalesced kernel: the 32 lanes read 32 neighbouring numbers of B, 4 sectors, every byte used.")
 
 # %% [markdown]
-# 32 numbers each, in 32 sectors or 4. The rest of each grey sector belongs to the *next* seven steps, and whether it is still
-# around then is the caches' luck.
+# 32 numbers each, in 32 sectors or 4. ($A$ has 8 columns here, so each sector is a whole row; in a real $A$ they lie far
+# apart.) The grey rest of each sector belongs to the *next* seven steps, if a cache still has it then.
 #
 # Rung 3 fetches tiles into the SM's **shared memory** (共享内存), SRAM that a *block* of threads, some hundreds that run on one
-# SM, has in common. That is the meter's tile, and it has a trap of its own. Shared memory has 32 **banks** (存储体), one word of
-# 4 bytes each in turn. Lanes that want different words of the same bank wait for one another: a **bank conflict** (bank 冲突).
-# Reading a column of a tile 32 words wide is the worst case; one unused word a row cures it.
+# SM, has in common. That is the meter's tile, with a trap of its own. Shared memory has 32 **banks** (存储体), one word of 4
+# bytes each in turn. Lanes that want different words of the same bank wait for one another: a **bank conflict** (bank 冲突).
+# Reading a column of a tile 32 words wide is the worst case; one unused word a row cures it. Below, cells are lanes, and a
+# *pass* serves each bank once.
 
 # %% tags=["hide-input"]
 from minillm.perf.warp import bind, simulate
 
 x = np.arange(1024, dtype=np.float32).reshape(32, 32)
-for row_words, color in ((32, plots.ORANGE), (33, plots.BLUE)):
+for row_words, color, title in ((32, plots.ORANGE, "all 32 lanes want bank 0, 32 passes"), (33, plots.BLUE, "32 banks, 1 pass")):
     turned = simulate(bind(transpose, ROW_WORDS=row_words), grid=(1, 1), block=(32, 32), args=(x, np.empty_like(x)))
     fig, ax = plots.diagram(height=3.4)
     draw_request(ax, turned.select("shared", "load")[0], color=color)
+    ax.texts[-1].set_text(f"rows of {row_words} words: {title}")
     plots.show(fig, alt=f"A column of a shared tile with {row_words} words a row: {turned.select('shared', 'load')[0].passes} passes over the banks.")
 
 # %% [markdown]
-# Rungs 4 and 5 are the register tile again: a thread makes 8, then 8 × 8 numbers of $C$ from 8 + 8 loads of shared memory.
-# All five, counted. The last column is cited: S. Boehm's CUDA kernels of these kinds on an RTX A6000, as shares of cuBLAS. No
-# GPU time in this chapter is ours.
+# Rungs 4 and 5 are the register tile again: a thread makes 8 numbers of $C$ from 8 + 1 loads of shared memory, then 8 × 8
+# from 8 + 8. All five, counted. The last column is cited: S. Boehm's CUDA kernels of these kinds on an RTX A6000, as shares
+# of cuBLAS.
 
 # %% tags=["hide-input"]
 rows = ["| rung | what changed | FLOPs a byte of global memory | shared loads a multiply-add | of cuBLAS (cited) |", "|---|---|---:|---:|---:|"]
@@ -553,9 +577,9 @@ Markdown("\n".join(rows))
 # ### Block by block: Triton
 #
 # Above this ladder stand **tensor cores** (张量核心), units that multiply whole small tiles in one instruction, 16-bit numbers at
-# about 15 times the speed of ordinary float32 arithmetic on an A100 or H100. Triton programs feed them, and are written like
-# the meter's: one program makes one tile, and the compiler shares it out to warps, coalesces the loads and places tiles in
-# shared memory. The heart of the library's kernel:
+# about 15 times the speed of ordinary float32 arithmetic on an A100 or H100. Triton programs are written like the meter's:
+# one program makes one tile, and the compiler shares it out to warps and places tiles in shared memory. The heart of the
+# library's kernel:
 
 # %%
 if find_spec("triton"):
@@ -570,16 +594,17 @@ else:
     print("Triton exists for Linux only: see minillm/kernels/gemm.py")
 
 # %% [markdown]
-# `tl.dot` is the tensor cores; the sums are float32 whatever the inputs are. Rows beyond the edge are folded back by `% m`:
-# they load something that exists, and are never stored. The rest is decided outside of the loop.
+# `tl.dot` goes to the tensor cores for 16-bit inputs, and for float32 only if `PRECISION` allows TF32, a float32 shortened to
+# 19 bits; the sums are float32. Rows beyond the edge are folded back by `% m`: they load something that exists, and are never
+# stored. How a program's number becomes `tile_m`, `tile_n` is left out: it is your bug hunt.
 #
 # **Which tile?** Large ones reuse more, small ones give every SM something to do. **Autotuning** (自动调优) tries a
 # [list](../minillm/kernels/gemm_tiles.py) at the first product of each shape, and keeps the fastest.
 #
-# **In which order?** Programs start in the order of their numbers, about as many at once as there are SMs, and share what
-# they load through the L2 cache. Row by row, nine programs read one strip of $A$ and nine of $B$: 10. In groups of three
-# rows, *down* the group first and then to the right, they read 3 + 3. Where the rows don't divide evenly, the last group is
-# lower; forget that, and some tiles are made twice, others never.
+# **In which order?** Programs start in the order of their numbers, and share what they load through the L2 cache. Row by row,
+# nine programs read one strip of $A$ (the rows of one tile) and nine of $B$ (the columns of one tile each): 10. In groups of
+# three rows, *down* the group first, then to the right, they read 3 + 3. Where the rows don't divide evenly, the last group
+# is lower; forget that, and some tiles are made twice, others never.
 
 # %% tags=["hide-input"]
 from minillm.gemm.metered import grouped_moved
@@ -599,7 +624,7 @@ for ax, group in ((axes[0], 1), (axes[1], 3)):
     ax.grid(False)
     for spine in ax.spines.values():
         spine.set_visible(False)
-    ax.set_title(f"groups of {group}", fontsize=11.5)
+    ax.set_title("row by row\n(groups of 1)" if group == 1 else f"in groups of {group}", fontsize=10.5)
     ax.set_xlabel(f"programs 0–8: {strips_read(order[:9], 9)} strips", fontsize=10.5)
 size, depth, blocks = 144, 64, Blocks(16, 16, 16)
 a, b = torch.randn(size, depth, generator=generator), torch.randn(depth, size, generator=generator)
@@ -607,15 +632,16 @@ cache_bytes = 4 * grouped_working_set(depth, blocks=blocks, group=3)
 groups = [1, 2, 3, 4, 5, 9]
 read = [run("grouped", a, b, meter=Meter(16 * 1024, cache_bytes=cache_bytes), blocks=blocks, group=g).total.bytes_read for g in groups]
 assert read[:3] == [4 * grouped_moved(size, size, depth, blocks=blocks, group=g).read for g in groups[:3]]
-axes[2].bar([str(g) for g in groups], [r / 2**10 for r in read], color=[plots.ORANGE, plots.BLUE, plots.BLUE, plots.GREY, plots.GREY, plots.GREY])
+for part, color, label in ((slice(1), plots.ORANGE, "row by row"), (slice(1, 3), plots.BLUE, "the group fits into L2"), (slice(3, 6), plots.GREY, "it doesn't")):
+    axes[2].bar([str(g) for g in groups[part]], [r / 2**10 for r in read[part]], color=color, label=label)
 axes[2].axhline(4 * 2 * size * depth / 2**10, color=plots.GREEN, linestyle="--", label="A and B once")
-axes[2].set(xlabel="rows in a group", ylabel="read from HBM (KiB)", ylim=(0, 540))
-axes[2].legend(loc="upper right", fontsize=10)
-axes[2].set_title(f"an L2 of {cache_bytes / 2**10:.0f} KiB", fontsize=11.5)
+axes[2].set(xlabel="rows in a group", ylabel="read from HBM (KiB)", ylim=(0, 860), yticks=range(0, 401, 100))
+axes[2].legend(loc="upper left", fontsize=9)
+axes[2].set_title(f"an L2 of {cache_bytes / 2**10:.0f} KiB", fontsize=10.5)
 plots.show(fig, alt="Order of programs on 9 by 9 tiles, row by row and in groups of 3, and bytes read from HBM with a small L2: least with groups of three rows, more again when the group outgrows the cache.")
 
 # %% [markdown]
-# The bars are counted, with a cache between the meter's HBM and its programs. A group too large for it loses again.
+# The bars are counted, with a cache between the meter's HBM and its programs.
 #
 # **Enough programs?** A decode step has few rows, and $C$ few tiles: 16 tokens through a layer of 4096 columns make 32 tiles
 # of 128 columns, and 100 of an H100's 132 SMs watch. **Split-K** cuts the sum over $k$ into parts that run side by side, and
@@ -627,9 +653,9 @@ m, n, k = 16, 4096, 512  # an eighth of the depth, so that the meter is quick
 a, b = torch.randn(m, k, generator=generator), torch.randn(k, n, generator=generator)
 blocks = Blocks(16, 128, 32)
 rows = ["| | launches | programs | of 132 SMs | HBM bytes | SRAM at most |", "|---|---:|---:|---:|---:|---:|"]
-for name, options in (("register tile", {}), ("double buffered", {}), ("split-K", {"num_splits": 4}), ("persistent", {"num_programs": 16})):
+for name, options in (("register tile", {}), ("double buffered", {}), ("split-K", {"num_splits": 4})):
     meter = run(name, a, b, blocks=blocks, **options)
-    moved, total = RUNGS[name].moved(m, n, k, blocks=blocks, **({} if name == "persistent" else options)), meter.total
+    moved, total = RUNGS[name].moved(m, n, k, blocks=blocks, **options), meter.total
     assert 4 * sum(moved) == total.hbm_bytes
     first = next(iter(meter.kernels.values())).programs
     rows.append(
@@ -638,8 +664,7 @@ for name, options in (("register tile", {}), ("double buffered", {}), ("split-K"
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# Double buffering costs SRAM and no bytes. Split-K costs bytes, the parts of $C$ there and back, and buys programs; at a
-# depth of 4096 the weights would dwarf them. Persistence costs neither (16 programs are for show).
+# Double buffering costs SRAM and no bytes. Split-K costs bytes, the parts of $C$ there and back, and buys programs.
 #
 # ### Few rows: GEMV and flat GEMM
 #
@@ -647,16 +672,16 @@ Markdown("\n".join(rows))
 # and no tile helps. A good kernel is one that reads well: [`gemv.py`](../minillm/gemm/gemv.py), the *fast linears* that
 # chapter 08 measures.
 #
-# Between the two lies decoding with a small batch, a **flat GEMM** (扁平矩阵乘), $M$ from 2 to 16 or so. Libraries made for large
-# products fill $M$ up to a tile of 64: with 8 tokens, 7/8 of the arithmetic multiplies zeros. FlashDecoding++ (Hong et al.
-# 2023, §4) fills up to 8, the least that a tensor core's instruction takes on one side, and double-buffers, so that reading
-# never stops. It measures, for each layer's shape, from which $M$ on which kernel is fastest, and looks that up when it runs.
+# Between the two lies decoding with a small batch, a **flat GEMM** (扁平矩阵乘), $M$ from 2 to 16 or so. Filled up to a tile of
+# 64, 8 tokens waste 7/8 of the arithmetic on zeros. FlashDecoding++ (Hong et al. 2023, §4) fills up to 8, the least that a
+# tensor core's instruction takes on one side, and double-buffers. It measures, for each layer's shape, from which $M$ on
+# which kernel is fastest, and looks that up when it runs.
 
 # %% [markdown]
 # ## Measured
 #
-# **The CPU ladder** once more, beside the meter's counts: one core and then all, at two sizes. The candidates take turns;
-# dashed is the FMA probe.
+# **The CPU ladder** once more, beside the meter's counts: one core and then all, at two sizes. Dashed is the FMA probe on as
+# many threads.
 
 # %% tags=["hide-input"]
 rungs = list(LADDER)
@@ -669,43 +694,40 @@ for values, color, marker, label in (
     known = [(values[name], place) for place, name in enumerate(names) if name in values]
     axes[0].plot(*zip(*known, strict=True), marker, color=color, label=label, markersize=7)
 axes[0].set(xscale="log", xlim=(0.08, 20), xlabel="bytes a FLOP")
-axes[0].set_title("counted", fontsize=11.5)
+axes[0].set_title("counted,\n100 × 90 × 110", fontsize=10.5)
 axes[0].legend(loc="lower right", fontsize=10)
 for ax, size in zip(axes[1:], ("512", "2048"), strict=True):
     timed = ladder_record.values[size]
     one_core, all_cores = timed["torch"]
     speeds = {**timed["rungs"], "torch, 1 thread": one_core, "torch, all threads": all_cores}
-    colors = [plots.ORANGE, *[plots.BLUE] * 4, plots.GREY, plots.BLUE, plots.GREY]
-    ax.barh(range(8), [speeds[name] / 1e9 for name in names], color=colors)
     one, every = (probe / 1e9 for probe in timed["fma probe"])
     ax.plot([one, one], [-0.5, 5.5], "--", color=plots.GREEN)
     ax.plot([every, every], [5.5, 7.5], "--", color=plots.GREEN)
-    lowest, highest = min(speeds.values()) / 1e9, max(every, *(speed / 1e9 for speed in speeds.values()))
     for place, name in enumerate(names):
         speed = speeds[name] / 1e9
-        has_room = speed > 10 * lowest  # for the number inside the bar
-        x, ink = (0.6 * lowest, plots.PAPER) if has_room else (1.2 * speed, plots.INK)
-        ax.text(x, place, f"{speed:.3g}", va="center", fontsize=10, color=ink)
-    ax.set(xscale="log", xlim=(lowest / 2, 2 * highest), xlabel="GFLOP/s", ylim=(7.6, -0.7))
-    ax.set_title(f"timed, {size}³", fontsize=11.5)
+        color = plots.ORANGE if name == rungs[0] else plots.GREY if "torch" in name else plots.BLUE
+        ax.plot(speed, place, "o", color=color, markersize=7)
+        is_slow = speed < one / 10  # the number stands where there is room
+        ax.text(speed * (1.4 if is_slow else 0.7), place, f"{speed:.3g}", va="center", ha="left" if is_slow else "right", fontsize=10)
+    ax.set(xscale="log", xlim=(min(speeds.values()) / 2e9, 3 * max(one, every)), xlabel="GFLOP/s", ylim=(7.6, -0.7))
+    ax.set_title(f"timed,\n{size} × {size} × {size}", fontsize=10.5)
 for ax in axes:
     ax.xaxis.set_major_formatter("{x:,g}")
-axes[0].set_yticks(range(8), names)
+labels = {"register tile": f"register tile ({ladder_record.values['vectors']})", rungs[5]: "packed, all threads"}
+axes[0].set_yticks(range(8), [labels.get(name, name) for name in names])
 plots.show(fig, alt="For each rung the bytes a FLOP counted on the meter, from HBM and from SRAM, and GFLOP/s at sizes 512 and 2048 beside torch, with the FMA probe for one thread and all threads as dashed lines.", record=ladder_record)
 
 # %% [markdown]
-# Read it from the top.
-#
-# * **ijk → ikj** is the great leap: whole lines, vectors, independent sums.
-# * **Tiling alone** is the rung that saves most on the meter, and the least dependable one here. At 512, ikj finds $B$ in a
-#   cache anyway, and blocks cost more passes over $C$. A cache hierarchy is not an SRAM; the meter counts what would happen
-#   *without* one.
-# * **The register tile** attacks what is left, loads and stores that hit the cache and still take an instruction each.
+# * **ijk → ikj** is the great leap: independent sums, and so vectors, and whole lines.
+# * **Tiling alone** is the rung that saves most on the meter, and the least dependable one here. As long as ikj finds $B$ in
+#   a cache anyway, blocks only cost more passes over $C$. The meter counts what would happen *without* caches.
+# * **The register tile** attacks loads and stores that hit the cache and still take an instruction each.
 # * **Packing** is for sizes like 2048, where rows lie 8 KiB apart. At 512 the copies have to earn their cost.
-# * **Threads** multiply by the number of cores, or nearly.
+# * **Threads** can at best multiply by the number of cores. They share the clock, the last cache and memory.
 #
 # On the roofline of chapter 05, a ladder moves right and up. Across, the FLOPs a byte of global memory that our simulator
-# counted, without any cache; up, the speeds that Boehm measured on an A6000, whose data sheet says 768 GB/s and 38.7 TFLOP/s.
+# counted, without any cache; up, the speeds that Boehm measured on an A6000 (4092 × 4092 × 4092), whose data sheet says 768
+# GB/s and 38.7 TFLOP/s.
 
 # %% tags=["hide-input"]
 cited = {"naive": 309.0, "coalesced": 1986.5, "shared_tile": 2980.3, "register_column": 8474.7, "register_tile": 15971.7}  # GFLOP/s
@@ -714,24 +736,26 @@ fig, ax = plots.figure(height=4.2)
 ax.plot([0.03, PEAK / BANDWIDTH, 300], [0.03 * BANDWIDTH, PEAK, PEAK], color=plots.GREEN)
 ax.axhline(CUBLAS, color=plots.GREY, linestyle=":")
 ax.text(0.034, CUBLAS * 1.08, "cuBLAS", color=plots.MUTED, va="bottom")
-ax.text(0.034, PEAK * 1.1, "38.7 TFLOP/s", color=plots.GREEN, va="bottom")
-ax.text(0.75, 430, "768 GB/s", color=plots.GREEN, rotation=35, va="top")
+ax.text(280, PEAK * 1.1, "38.7 TFLOP/s", color=plots.GREEN, va="bottom", ha="right")
+slope = np.degrees(np.arctan(BANDWIDTH))  # in the numbers of the axes; turned with them
+ax.text(1.15, 768 * 1.15 * 0.75, "768 GB/s", color=plots.GREEN, rotation=slope, transform_rotates_text=True, rotation_mode="anchor", va="top")
 ax.plot([intensity[name] for name in cited], list(cited.values()), "-", color=plots.tint(plots.BLUE, 0.5), linewidth=1.2)
 ax.plot([intensity[name] for name in cited], list(cited.values()), "o", color=plots.BLUE, markersize=8)
 for name, speed in cited.items():
-    ax.annotate(name, (intensity[name], speed), (9, -11), textcoords="offset points", va="center")
+    x, y, side = (-6, 11, "right") if name == "coalesced" else (9, -11, "left")  # clear of the slope
+    ax.annotate(name, (intensity[name], speed), (x, y), textcoords="offset points", va="center", ha=side)
 ax.set(xscale="log", yscale="log", xlim=(0.03, 300), ylim=(100, 90_000), xlabel="FLOPs a byte of global memory (counted, no cache)", ylabel="GFLOP/s (cited, A6000)")
 ax.xaxis.set_major_formatter("{x:g}")
 ax.yaxis.set_major_formatter("{x:,g}")
 plots.show(fig, alt="Roofline of an A6000 with five kernels as dots: naive and coalesced lie above the slope thanks to caches, the tiled ones below it, climbing toward the roof.")
 
 # %% [markdown]
-# The first two dots float *above* the slope: the L1 and L2 caches serve much of what we counted as traffic, the same warning
-# as on the CPU. From the shared tile on, the kernel itself says what stays on the chip, and the dots lie below the roof. From
-# the third to the fifth, loads of shared memory fall too: from 2 a multiply-add to 1/4.
+# The first two dots float *above* the slope: the L1 and L2 caches serve much of what we counted as traffic, as on the CPU.
+# From the shared tile on, the kernel itself says what stays on the chip, and the dots lie below the roof. Loads of shared
+# memory fall too, from 2 a multiply-add to 1/4.
 #
-# **Flat products**, on our CPU again: $M$ rows times a 4096 × 4096 matrix of 64 MiB. The dashed roof is made of two probes:
-# reading all of $B$ once, and multiply-adds.
+# **Flat products**, on our CPU again, with all threads: $M$ rows times a 4096 × 4096 matrix of 64 MiB. `gemv` is made for few
+# rows, and measured up to 16. The dashed roof is made of two probes: reading all of $B$ once, and multiply-adds.
 #
 # $$\text{FLOP/s} \le \min\left(\text{FMA probe},\; \frac{2MNK}{4NK}\cdot \text{read probe}\right) = \min\left(\text{FMA probe},\; \frac{M}{2} \cdot \text{read probe}\right).$$
 
@@ -769,28 +793,30 @@ ax.legend(fontsize=9.5)
 rows = np.arange(1, 65)
 for multiple, color in ((64, plots.ORANGE), (8, plots.BLUE)):
     pad_ax.plot(rows, 100 * rows / (np.ceil(rows / multiple) * multiple), color=color, linewidth=1.8)
+threads = ladder_record.values["512"]["threads"]
+ax.set_title(f"(M, 4096) · (4096, 4096), {threads} threads", fontsize=10.5)
 pad_ax.text(2, 105, "filled up to 8", color=plots.BLUE)
 pad_ax.text(34, 36, "to 64", color=plots.ORANGE)
 pad_ax.set(xlabel="rows M", ylabel="% of the arithmetic in use", ylim=(0, 114), yticks=range(0, 101, 20), xlim=(0, 65))
 plots.show(fig, alt="Left: GFLOP/s against the number of rows for gemv, flat, packed and torch kernels under a roofline of the read and FMA probes. Right: share of arithmetic in use when rows are filled up to 8 or to 64.", record=flat_record)
 
 # %% [markdown]
-# No kernel is best everywhere: that is the table that FlashDecoding++ looks up. Packing is ruinous at one row, where it
-# copies 64 MiB to use each number once.
+# Which kernel to take depends on $M$, and on the machine: that is the table that FlashDecoding++ looks up. At one row packing
+# copies 64 MiB to use each number once, three passes over $B$ where one would do.
 
 # %% [markdown]
 # ## In production
 #
-# * **CPU libraries** (BLIS, OpenBLAS, Intel's oneDNN) have a micro-kernel for each processor. llama.cpp's `sgemm.cpp`, by
-#   llamafile's author, is a family of register tiles for prompts.
-# * **cuBLAS** chooses among compiled kernels by shape; CUTLASS is NVIDIA's open library of the building blocks: tiles for
-#   block, warp and instruction, multi-stage loads, split-K, persistent schedules.
-# * **On Hopper** a copy engine (TMA) moves whole tiles, and some warps only load while others only multiply.
-#   [`gemm_persistent.py`](../minillm/kernels/gemm_persistent.py) says what of that Triton offers.
-# * **vLLM** hands 16-bit linear layers to torch's `linear`, and so to cuBLAS. On AMD GPUs it looks at the shape first: up to
-#   4 tokens go to kernels of its own. On CPUs it can pack each weight once, when the model is loaded.
-# * **torch.compile** with `mode="max-autotune"` times Triton templates against the library's product and keeps the winner
-#   (chapter 07).
+# * **CPU libraries** such as [BLIS](https://github.com/flame/blis) have a micro-kernel for each processor. llama.cpp's
+#   [`sgemm.cpp`](https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-cpu/llamafile/sgemm.cpp), is a family of
+#   register tiles for prompts.
+# * **cuBLAS** chooses among compiled kernels by shape; [CUTLASS](https://github.com/NVIDIA/cutlass) is NVIDIA's open library
+#   of the building blocks.
+# * **vLLM** hands 16-bit linear layers to torch's `linear`, and so to cuBLAS. On AMD GPUs
+#   [it looks at the shape first](https://github.com/vllm-project/vllm/blob/main/vllm/model_executor/layers/utils.py): a few
+#   tokens go to *skinny* kernels of its own.
+# * **torch.compile** with [`mode="max-autotune"`](https://docs.pytorch.org/docs/stable/generated/torch.compile.html) times
+#   Triton templates against the library's product and keeps the winner (chapter 07).
 
 # %% [markdown]
 # ## Exercises
@@ -802,10 +828,10 @@ plots.show(fig, alt="Left: GFLOP/s against the number of rows for gemv, flat, pa
 # |---|---|---|
 # | `bytes_moved`: predict a tiled product's traffic, to the byte | 3 | Napkin; Count it |
 # | `count_sectors`: what one load of a warp costs | 3 | Thread by thread |
-# | `choose_tile`: the best tile for so much SRAM | 4 | How large a tile? |
-# | `linear_on_meter`: a linear layer that reads its input once | 6 | Count it |
+# | `choose_tile`: the best tile for so much SRAM | 3 | How large a tile? |
+# | `linear_on_meter`: a linear layer that reads its input once | 6 | Count it; How large a tile? |
 # | `tile_of_program`: a bug hunt in the grouped order | 4 | Block by block |
-# | `packed_matmul`: pack, multiply by outer products, mind the tails | 8 | The register tile; Packing |
+# | `packed_matmul`: pack, multiply by outer products, mind the tails | 9 | The register tile; Packing |
 
 # %% [markdown]
 # ## Check yourself
@@ -818,19 +844,12 @@ plots.show(fig, alt="Left: GFLOP/s against the number of rows for gemv, flat, pa
 #
 # <details><summary>With AVX2 there are 16 registers of 8 float32 numbers. Does a tile of 6 × 16 fit, and how many FLOPs does a number loaded feed?</summary>
 #
-# 6 rows of 2 vectors: 12 sums + 2 + 1 = 15 registers, it fits. 2 · 6 · 16 / 22 = 8.7 FLOPs, half of AVX-512's 17.5, and half
-# as many lanes to feed.
+# 6 rows of 2 vectors: 12 sums + 2 + 1 = 15 registers, it fits. 2 · 6 · 16 / 22 = 8.7 FLOPs, half of AVX-512's 17.5.
 # </details>
 #
 # <details><summary>A warp's lanes read every second float32 of a row, starting at a multiple of 32 bytes. How many sectors, and what share of their bytes is used?</summary>
 #
 # 32 lanes · 8 bytes = 256 bytes from first to last, 8 sectors. 128 of 256 bytes are used, half.
-# </details>
-#
-# <details><summary>Why does tiling save most of the bytes on the meter, and so little time on the CPU?</summary>
-#
-# The meter's programs keep nothing that they don't keep on purpose. A CPU's caches keep what was used last, so that ikj gets
-# most of the reuse for free. What caches can't give is reuse in registers.
 # </details>
 
 # %% [markdown]

@@ -15,7 +15,7 @@ edited(
 edited(
     "bytes_moved",
     "leaves the tiles at the edge out",
-    replace={"-(-m // block_m), -(-n // block_n)": "max(1, m // block_m), max(1, n // block_n)"},
+    replace={"-(-m // block_m), -(-n // block_n)": "m // block_m, n // block_n"},
     hint="A tile at the edge is smaller, but it is a tile, and reads a whole strip of one of the matrices: round up.",
 )
 edited(
@@ -45,6 +45,37 @@ edited(
     replace={"m * k * tile_columns": "m * k", "k * n * tile_rows": "k * n"},
     hint="That is the least that any order could move, and needs room for everything. Here nothing is kept between tiles.",
 )
+edited(
+    "bytes_moved",
+    "keeps B from one row of tiles to the next",
+    replace={"k * n * tile_rows": "k * n"},
+    hint="Nothing is kept from one tile to the next: B is read again for each row of tiles.",
+)
+edited(
+    "bytes_moved",
+    "keeps the rows of A from one tile to its neighbour",
+    replace={"m * k * tile_columns": "m * k"},
+    hint="Nothing is kept from one tile to the next: A is read again for each column of tiles.",
+)
+edited(
+    "bytes_moved",
+    "counts each tile at the edge as a full one",
+    replace={
+        "(read_a + read_b + m * n)": "tile_rows * tile_columns * (block_m * k + k * block_n + block_m * block_n)"
+    },
+    hint="A tile at the edge is smaller: it reads only rows and columns that exist, and writes only numbers that do.",
+)
+
+
+@mistake(
+    "bytes_moved",
+    "takes the napkin's formula, which knows no edges",
+    hint="MNK (1/b_m + 1/b_n) + MN holds where the tiles divide M and N. At an edge the number of tiles is rounded up.",
+)
+def bytes_moved(m, n, k, *, block_m, block_n, bytes_per_number=4):
+    return int((m * n * k * (1 / block_m + 1 / block_n) + m * n) * bytes_per_number)
+
+
 
 # ---- count_sectors
 
@@ -109,6 +140,12 @@ def count_sectors(addresses, itemsize):  # noqa: F811
     return count
 
 
+edited(
+    "count_sectors",
+    "takes address 0 for a missing one",
+    replace={"if address is not None:": "if address:"},
+    hint="0 is an address; `if address:` takes it for none. Ask whether it `is not None`.",
+)
 edited(
     "count_sectors",
     "takes a missing address for address 0",
@@ -241,7 +278,8 @@ edited(
         "weight[j : j + block_n, depth : depth + block_k]": "weight[j : j + block_n]",
         "rows[:, depth : depth + block_k]": "rows",
     },
-    hint="There is room for block_n · block_k numbers of weight: the sum over k goes piece by piece.",
+    hint="More is held than fits: there is room for block_n · block_k numbers of weight, "
+    "so the sum over k goes piece by piece.",
 )
 edited(
     "linear_on_meter",
@@ -251,7 +289,49 @@ edited(
             "                            if True:\n                                tile"
         )
     },
-    hint="A tile of weight is needed for one product: load it in a `with sram.scope()`, or free it.",
+    hint="More is held than fits. A tile of weight is needed for one product: "
+    "load it in a `with sram.scope()`, or free it.",
+)
+edited(
+    "linear_on_meter",
+    "keeps each tile of y until the program ends",
+    replace={
+        "                    with sram.scope():\n                        out": (
+            "                    if True:\n                        out"
+        )
+    },
+    hint="There is room for one tile of y. Make its sum in a `with sram.scope()`: it is freed at the scope's end.",
+)
+edited(
+    "linear_on_meter",
+    "has no scopes at all",
+    replace={
+        "                    with sram.scope():\n                        out": (
+            "                    if True:\n                        out"
+        ),
+        "                            with sram.scope():\n                                tile": (
+            "                            if True:\n                                tile"
+        ),
+    },
+    hint="What is loaded or made stays until the program ends, unless it is made in a `with sram.scope()`. "
+    "The list after `held:` in the message shows what is there.",
+)
+edited(
+    "linear_on_meter",
+    "loads a piece of x beside the rows that it keeps",
+    replace={
+        "sram.matmul(rows[:, depth : depth + block_k], tile.T, into=acc)": (
+            "piece = sram.load(x[i : i + block_m, depth : depth + block_k])\n"
+            "                                sram.matmul(piece, tile.T, into=acc)"
+        )
+    },
+    hint="The rows of x are on the chip already: rows[:, depth : depth + block_k] is a view of them and costs nothing.",
+)
+edited(
+    "linear_on_meter",
+    "stores the tile of y after each piece of k",
+    replace={"                        sram.store(acc, out)": "                            sram.store(acc, out)"},
+    hint="The sum is finished after the last piece of k. Store it then, once: after the loop, not in it.",
 )
 edited(
     "linear_on_meter",
@@ -390,6 +470,17 @@ edited(
     "each piece of k overwrites the sum",
     replace={"part += tile[": "part[:] = tile["},
     hint="C is a sum over all pieces of k: add the tile to what is there.",
+)
+edited(
+    "packed_matmul",
+    "overwrites the sum at the edge only",
+    replace={
+        "                part += tile[: part.shape[0], : part.shape[1]]": (
+            "                if part.shape == tile.shape:\n                    part += tile\n"
+            "                else:\n                    part[:] = tile[: part.shape[0], : part.shape[1]]"
+        )
+    },
+    hint="At the edge C is a sum over the pieces of k as well: part += tile[: rows, : columns], not part[:] = ….",
 )
 edited(
     "packed_matmul",
