@@ -3,6 +3,8 @@
 Complete the functions below, then run `python3 tasks.py grade ch05`. The chapter is `chapters/05_cost_model.ipynb`;
 each task names the section that prepares it. No task needs torch: numbers are enough. Nothing runs on a GPU; you
 predict what one would do.
+
+A *prediction* asks for a number before anything runs. A *bug hunt* hands you code that runs and is wrong.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ def cache_bytes(config: Mapping[str, Any], num_sequences: int, seq_len: int, *, 
     # END SOLUTION
 
 
-# ---- Task 2 (prediction): one product under the roof. Prepared by "Intensity" and "Fewer bits".
+# ---- Task 2 (prediction): one product under the roof. Prepared by "Intensity" and "The ridge is not the batch".
 
 
 class Point(NamedTuple):
@@ -133,10 +135,10 @@ def block_costs(model: Model, batch_size: int, query_len: int, seq_len: int) -> 
     It also writes the keys and values of the new tokens into the cache, and reads those of all `seq_len` tokens from
     there, once, for each sequence.
 
-    Example: hidden_size 4, 2 heads, 1 KV head, head_dim 2; 1 sequence with 2 new tokens, 3 in all. wk has 4 · 2
-    weights: Cost(2 · 2 · 8, 2 · (8 + 2 · 4 + 2 · 2)) = Cost(32, 40). Attention has 2 + 3 = 5 pairs, each 2 heads · (2 +
-    2) multiply-adds: 80 FLOPs. It moves 2 · 4 numbers of queries and as many of results, writes 2 · 4 of keys and
-    values and reads 3 · 4: 36 numbers, 72 bytes.
+    Example: hidden_size 4, 4 heads, 1 KV head, head_dim 2; 1 sequence with 3 new tokens, 5 in all. wk has 4 · 2
+    weights: Cost(2 · 3 · 8, 2 · (8 + 3 · 4 + 3 · 2)) = Cost(48, 52). Attention has 3 + 4 + 5 = 12 pairs, each 4 heads ·
+    (2 + 2) multiply-adds: 384 FLOPs. It moves 3 · 8 numbers of queries and as many of results, writes 3 · 4 of keys and
+    values and reads 5 · 4: 80 numbers, 160 bytes.
     """
     # BEGIN SOLUTION
     num_tokens = batch_size * query_len
@@ -253,8 +255,8 @@ def plan_decode(model: Model, card: Card, *, prompt_len: int, output_len: int, i
     `limit` says what forbids batch_size + 1: "memory" if it doesn't fit (whether or not it would be fast enough), else
     "itl". tokens_per_s is batch_size / step_s. Raises ValueError if not even one request can be served.
 
-    Example: with enough memory and output, and a deadline between the times of steps with 7 and with 8 requests:
-    batch_size 7, limit "itl".
+    Example: with enough memory, and a deadline between the times of steps with 7 and with 8 requests: batch_size 7,
+    limit "itl".
     """
     # BEGIN SOLUTION
     seq_len = prompt_len + output_len

@@ -13,10 +13,10 @@
 # %% [markdown]
 # # 05 · Cost model and roofline
 #
-# *Will this model run on that card, and how fast? Answer on a napkin, before you rent the card, and know how wrong the
-# napkin can be.*
+# *Will this model run on that card, and how fast? Answer on a napkin, before you rent the card, and know how far off the
+# napkin is.*
 #
-# Needs: [01](01_whole_system.ipynb) and [02](02_building_the_model.ipynb)  ·  Time: 60 minutes to read, 75 to solve
+# Needs: chapters [01](01_whole_system.ipynb) and [02](02_building_the_model.ipynb)  ·  Time: 75 minutes to read, 75 to solve
 
 # %% [markdown]
 # ## Why
@@ -26,48 +26,20 @@
 # cards, one division, and the answer is 4,500 tokens a second. Everybody is delighted.
 #
 # The gpt-fast project measured it, with two cards and one user: **21 tokens a second**. The sheet was off by a factor
-# of 212. And that was careful work: nothing they could have done would have brought 30. By the end of this chapter you
-# can say why before anybody signs, for any model and any card.
+# of 212. And that was careful work: nothing they could have done with 16-bit weights on those two cards would have
+# brought 30. By the end of this chapter you can say why before anybody signs, for any model and any card.
 
-# %%
-import math
-from importlib.util import find_spec
-from time import perf_counter
-
-import torch
-from IPython.display import Markdown
-from matplotlib.patches import FancyArrowPatch
-
-import minillm
-from minillm import plots
-from minillm.bench import predict
-from minillm.bench.decode import fast_copy, load_size
-from minillm.bench.pieces import whole_step
-from minillm.bench.recorded import recorded
-from minillm.bench.show import source
-from minillm.perf import cost, formulas
-from minillm.perf.cost import Phase, operations, total
-from minillm.perf.flops import count_flops
-from minillm.perf.fma_probe import FmaProbe
-from minillm.perf.gpus import GPUS
-from minillm.perf.hardware import find_hardware, peak_bytes_per_s, peak_flops_per_s
+# %% tags=["hide-input"]
+from minillm.perf.hardware import find_hardware
 from minillm.perf.model_shape import read_shape
-from minillm.perf.plan import plan
-from minillm.perf.plan_report import report
-from minillm.perf.precision import Precision, kv_cache_bytes_per_token, stored_weight_bytes
-from minillm.perf.probe import ReadProbe
-from minillm.perf.roofline import attainable_flops_per_s, operation_seconds
-from minillm.perf.sharding import communication, shard
-
-GIB, TIB = 2**30, 2**40
 
 
-def llama(name, num_layers, hidden_size, num_heads, num_kv_heads, intermediate_size, vocab_size, **more):
+def llama(name, num_layers, hidden_size, num_heads, num_kv_heads, intermediate_size, vocab_size, max_len, **more):
     """A config.json as on huggingface.co, cut down to what costs something."""
     return {
         "_name_or_path": name, "model_type": "llama", "num_hidden_layers": num_layers, "hidden_size": hidden_size,
         "num_attention_heads": num_heads, "num_key_value_heads": num_kv_heads,
-        "intermediate_size": intermediate_size, "vocab_size": vocab_size,
+        "intermediate_size": intermediate_size, "vocab_size": vocab_size, "max_position_embeddings": max_len,
     } | more  # fmt: skip
 
 
@@ -80,14 +52,16 @@ deepseek = {
 SHAPES = {
     shape.name: shape
     for shape in map(read_shape, (
-        llama("Llama 2 7B", 32, 4096, 32, 32, 11_008, 32_000),
-        llama("Llama 2 13B", 40, 5120, 40, 40, 13_824, 32_000),
-        llama("Llama 2 70B", 80, 8192, 64, 8, 28_672, 32_000),
-        llama("Llama 3 8B", 32, 4096, 32, 8, 14_336, 128_256),
-        llama("Mixtral 8x7B", 32, 4096, 32, 8, 14_336, 32_000, **mixtral),
-        llama("DeepSeek-V3", 61, 7168, 128, 128, 18_432, 129_280, **deepseek),
+        llama("Llama 2 7B", 32, 4096, 32, 32, 11_008, 32_000, 4_096),
+        llama("Llama 2 13B", 40, 5120, 40, 40, 13_824, 32_000, 4_096),
+        llama("Llama 2 70B", 80, 8192, 64, 8, 28_672, 32_000, 4_096),
+        llama("Llama 3 8B", 32, 4096, 32, 8, 14_336, 128_256, 8_192),
+        llama("Mixtral 8x7B", 32, 4096, 32, 8, 14_336, 32_000, 32_768, **mixtral),
+        llama("DeepSeek-V3", 61, 7168, 128, 128, 18_432, 129_280, 163_840, **deepseek),
     ))
 }  # fmt: skip
+
+# %%
 big, a100 = SHAPES["Llama 2 70B"], find_hardware("A100 SXM 80GB")
 promised = 2 * a100.peak("bf16") / (2 * big.num_parameters)
 print(f"predicted by the sheet: {promised:,.0f} tokens/s, {promised / 21.32:.0f} times too many")
@@ -107,16 +81,18 @@ print(f"predicted by the sheet: {promised:,.0f} tokens/s, {promised / 21.32:.0f}
 # OPT-175B has $L = 96$, $h = 12288$, $m = 4h$; take 512 sequences of 512 + 32 tokens:
 
 # %%
+from minillm.perf import formulas
+
+GIB, TIB = 2**30, 2**40
 weights, cache = formulas.block_weight_bytes(96, 12_288, 4 * 12_288), formulas.kv_cache_bytes(512, 96, 12_288, 512, 32)
 print(f"OPT-175B: weights {weights / GIB:.0f} GiB, KV cache {cache / TIB:.3f} TiB: {cache / weights:.1f} times the weights")
-print(f"OPT-66B, 512 tokens: {formulas.kv_cache_bytes(1, 64, 9216, 512, 0) / GIB} GiB")
 assert (weights, cache) == (324 * GIB, 1224 * GIB)
+assert formulas.kv_cache_bytes(1, 64, 9216, 512, 0) == 1.125 * GIB  # OPT-66B, one prompt of 512 tokens
 
 # %% [markdown]
-# Mind the unit. A GiB is $2^{30}$ bytes, 7 % more than a GB of $10^9$; those 324 GiB are 348 GB. Cards are sold in "GB" and
-# built in GiB.
+# Mind the unit. A GiB is $2^{30}$ bytes, 7 % more than a GB of $10^9$. Cards are sold in "GB" and built in GiB.
 #
-# Newer models need three more rules. What a `config.json` calls them is in brackets.
+# Newer models need three more rules (the names are those of a `config.json`).
 #
 # * There may be fewer KV heads (`num_key_value_heads`, $H_\text{kv}$) than query heads ($H$), each shared by a group;
 #   their width $d$ need not be $h/H$ (`head_dim`). A token then leaves $2 \cdot L \cdot H_\text{kv} \cdot d$ numbers.
@@ -125,7 +101,11 @@ assert (weights, cache) == (324 * GIB, 1224 * GIB)
 # * A **mixture of experts** (MoE, chapter 24) has many feed-forward networks a layer and sends each token through a
 #   few. All must be stored; only the *active* ones are computed with.
 
-# %%
+# %% tags=["hide-input"]
+from IPython.display import Markdown
+
+from minillm.perf.precision import Precision, kv_cache_bytes_per_token, stored_weight_bytes
+
 rows = ["| | parameters | active for a token | weights | KV cache a token |", "|---|--:|--:|--:|--:|"]
 for name, shape in SHAPES.items():
     stored, per_token = stored_weight_bytes(shape, Precision()), kv_cache_bytes_per_token(shape, Precision())
@@ -136,10 +116,9 @@ for name, shape in SHAPES.items():
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# Check it against somebody who has no reason to flatter us. [A log of
-# vLLM](https://github.com/vllm-project/vllm/issues/12330) that loads Llama 3 8B on an A100 reports 14.96 GiB of weights
-# and 11.12 GiB left for the cache, cut into 5,691 blocks of 16 tokens.
-# Ours: 14.96 GiB, and 5,691 · 16 · 128 KiB = 11.12 GiB.
+# Check the weights and the price of a token against somebody who has no reason to flatter us. [A log of
+# vLLM](https://github.com/vllm-project/vllm/issues/12330) that loads Llama 3 8B reports 14.96 GiB of weights, and 11.12
+# GiB of cache cut into 5,691 blocks of 16 tokens. Ours: 14.96 GiB, and 5,691 · 16 · 128 KiB = 11.12 GiB.
 #
 # ### How fast is a card?
 #
@@ -149,6 +128,8 @@ Markdown("\n".join(rows))
 # $$F = \text{FLOPs per clock} \cdot \text{cores} \cdot \text{clock}, \qquad B = 2 \cdot \text{clock} \cdot \text{wires} / 8 .$$
 
 # %%
+from minillm.perf.hardware import peak_bytes_per_s, peak_flops_per_s
+
 flops_per_s, bytes_per_s = peak_flops_per_s(2, 9216, 1.695e9), peak_bytes_per_s(6.251e9, 384)
 print(f"A10: 9,216 cores at 1.695 GHz do {flops_per_s / 1e12:.1f} TFLOP/s at most, in fp32")
 print(f"     384 wires at 6.251 GHz bring {bytes_per_s / 1e9:.0f} GB/s at most")
@@ -157,20 +138,34 @@ print(f"     384 wires at 6.251 GHz bring {bytes_per_s / 1e9:.0f} GB/s at most")
 # In bf16 the A10's **tensor cores** (张量核心), units that multiply whole small matrices, do 125 TFLOP/s. (Sheets like to
 # print twice as much, "with sparsity".)
 #
-# And now the 70B. Its weights take 128.5 GiB, so two cards of 80. For each token of one user every weight is read once:
-# 138 GB at 2 · 2.04 TB/s take 34 ms. **At most 29.6 tokens a second.** No FLOP was counted, and we are within 40 % of
-# the truth.
+# And now the 70B. Its weights take 128.5 GiB, so two cards of 80. For each token of one user every weight is read once,
+# except for the embedding table, of which a token reads one row: 137.4 GB at 2 · 2.04 TB/s take 33.7 ms. **At most 29.7
+# tokens a second.** No FLOP was counted, and we are within 40 % of the truth.
 
 # %% [markdown]
 # ## The naive version
 #
-# The spec-sheet method, so that we can watch it fail here as well. This machine has a peak, too: `FmaProbe` runs
-# nothing but multiply-adds in registers. The library's `llama-70m`, 67 million random weights in fp32, plays the 70B (with
-# the fast linears of chapter 06, where numba is installed).
+# The spec-sheet method, to watch it fail here as well. `FmaProbe` finds the peak of this machine with nothing but
+# multiply-adds in registers. The library's `llama-70m`, 67 million random weights in fp32, plays the 70B.
+#
 # `recorded` measures on your machine when you run the notebook; what is printed here was measured on the machine named
 # under the figure.
 
 # %%
+from importlib.util import find_spec
+from time import perf_counter
+
+import torch
+
+from minillm import plots
+from minillm.bench.decode import fast_copy, load_size
+from minillm.bench.pieces import whole_step
+from minillm.bench.recorded import recorded
+from minillm.perf.cost import Phase, operations, total
+from minillm.perf.fma_probe import FmaProbe
+from minillm.perf.probe import ReadProbe
+
+
 def peak_here() -> float:
     """FLOP/s of multiply-adds in registers, or of a product of large matrices where numba isn't installed."""
     if find_spec("numba"):
@@ -186,7 +181,7 @@ def peak_here() -> float:
 @torch.inference_mode()
 def measure_naively() -> dict:
     """Seconds of two decode steps and a prefill: by FLOPs alone, by bytes alone, and on the clock."""
-    some_model = fast_copy(load_size("llama-70m", torch.float32)[0])
+    some_model = fast_copy(load_size("llama-70m", torch.float32)[0])  # linears of chapter 06, if numba is installed
     shape, found = read_shape("llama-70m"), {}
     flops_per_s, bytes_per_s = peak_here(), ReadProbe(256 * 2**20).bytes_per_s()
     phases = {"decode, 1 user": (1, 1, 128), "decode, 4 users": (4, 1, 128), "prefill, 256": (1, 256, 256)}
@@ -220,8 +215,8 @@ for ax, (name, times) in zip(axes, naive.values["steps"].items(), strict=True):
 plots.show(fig, alt="Time of two decode steps and a prefill: predicted from FLOPs, predicted from bytes, and measured.", record=naive)
 
 # %% [markdown]
-# For the prefill the sheet is of the right size. For decode it promises many times too much, and the bytes are the
-# better prophet. Neither is right for both. Something decides which one to believe.
+# For the prefill the sheet is off by a factor of about two. For decode it promises many times too much, and the bytes
+# are the better prophet. Something decides which one to believe.
 
 # %% [markdown]
 # ## The idea
@@ -235,25 +230,28 @@ plots.show(fig, alt="Time of two decode steps and a prefill: predicted from FLOP
 #
 # $I$ is the arithmetic intensity of chapter 01, FLOPs a byte. Drawn over $I$, the speed is a slope that ends under a
 # flat roof: the **roofline** (屋顶线模型). The corner is the **ridge point** (屋脊点), $I^* = F/B$. Left of it memory is the
-# limit, right of it arithmetic. Nothing of your program appears in it, except $I$.
+# limit, right of it arithmetic. Of your program, only $I$ appears in it.
 #
 # For a product of $M$ rows with a matrix of $K \times N$ weights, inputs, weights and results cross the bus once:
 #
-# $$I = \frac{2MNK}{\text{bytes} \cdot (MK + KN + MN)} .$$
+# $$I = \frac{2MNK}{w\,(MK + KN + MN)}, \qquad w\ \text{bytes a number.}$$
 #
-# By hand, in bf16, for $K = N = 4096$. One row: 33.6 million FLOPs, 33.6 million bytes, $I = 1$. With $M = 64$: 64
-# times the FLOPs, and the bytes grow from 33.6 to 34.6 million, $I = 62$. So as long as $M$ is small, **intensity is
-# the number of rows**. In decode a row is a user. In prefill it is a token of the prompt.
+# By hand, in bf16 ($w = 2$), for $K = N = 4096$. One row: 33.6 million FLOPs, 33.6 million bytes, $I = 1$. With
+# $M = 64$: 64 times the FLOPs, and the bytes grow from 33.6 to 34.6 million, $I = 62$. So as long as $M$ is small,
+# **intensity is the number of rows** in 16 bits, $2M/w$ in general. A row is a user in decode, a token in prefill.
 
 # %%
 for num_rows in (1, 64, 4096):
     print(f"{num_rows:5} rows: {formulas.gemm_intensity(num_rows, 4096, 4096):7.1f} FLOPs a byte; the A100 has its ridge at {a100.ridge():.0f}")
 
 # %% [markdown]
-# Here is Llama 2 70B under the roof of an A100. Every dot is computed from its `config.json` by the cost model that this
-# chapter shows below. Sequences hold 2,048 tokens.
+# Here is Llama 2 70B under the roof of an A100, each dot computed from its `config.json`. Sequences hold 2,048 tokens.
 
 # %% tags=["hide-input"]
+from matplotlib.patches import FancyArrowPatch
+
+from minillm.perf.roofline import attainable_flops_per_s
+
 batches = (1, 4, 16, 64, 256)
 steps = {b: operations(big, Phase.decode(b, 2048)) for b in batches}
 
@@ -272,13 +270,12 @@ xs = [0.4 * 1.02**i for i in range(500)]
 roof = [attainable_flops_per_s(x, a100) / 1e12 for x in xs]
 ax.loglog(xs, roof, color=plots.INK, linewidth=3, zorder=2)
 under = plots.tint(plots.YELLOW, 0.12)
-label_box = {"facecolor": under, "edgecolor": "none", "pad": 1}
 ax.fill_between(xs, 0.1, roof, color=under, linewidth=0)
 ax.axvline(a100.ridge(), color=plots.MUTED, linestyle=(0, (2, 3)), linewidth=1.2)
 ax.text(a100.ridge() * 1.06, 0.62, f"ridge\n{a100.ridge():.0f} FLOPs/byte", size=10, color=plots.MUTED, va="bottom")
 ax.text(1.1, 0.62, "waits for memory", size=11, color=plots.MUTED, style="italic")
 ax.text(3900, 1.9, "waits for\narithmetic", size=11, color=plots.MUTED, style="italic", ha="right")
-ax.text(3900, 360, "the roof: 312 TFLOP/s", size=10.5, ha="right", va="bottom")
+ax.text(3900, 262, "roof: 312 TFLOP/s", size=10.5, ha="right", va="top")
 ax.text(0.5, 1.5, "the slope: 2.04 TB/s", size=10.5, rotation=38, rotation_mode="anchor", va="bottom")
 slide = [(1.7, 8.5), (62, 310)]
 ax.add_patch(FancyArrowPatch(*slide, arrowstyle="-|>", mutation_scale=22, color=plots.BLUE, linewidth=2.4))
@@ -288,39 +285,41 @@ for b in batches:
     height = attainable_flops_per_s(spot, a100) / 1e12
     ax.plot(spot, height, "o", color=plots.BLUE, markersize=11, zorder=5, markeredgecolor=plots.PAPER)
     label = f"1 user: {height / 312:.2%} of the peak" if b == 1 else f"{b} users"
-    ax.annotate(label, (spot, height), (9, -11) if b < 256 else (4, -20), textcoords="offset points", size=10.5, color=plots.BLUE, bbox=label_box)
+    offset, side = {64: ((12, -22), "center"), 256: ((10, -22), "center")}.get(b, ((9, -11), "left"))
+    ax.annotate(label, (spot, height), offset, textcoords="offset points", ha=side, size=10.5, color=plots.BLUE)
 still = attention_of(steps[1]).intensity
-for b, size in zip(batches, (5, 9, 13, 17, 21), strict=True):
+for b, size in ((1, 7), (16, 14), (256, 21)):
     spot = attention_of(steps[b]).intensity
-    ax.plot(spot, attainable_flops_per_s(spot, a100) / 1e12, "o", markersize=size, markerfacecolor="none", markeredgecolor=plots.ORANGE, markeredgewidth=1.8, zorder=6)
-ax.plot([still * 1.15, 26], [still * a100.bytes_per_s / 1e12 * 0.72, 5.6], color=plots.ORANGE, linewidth=1.2, zorder=3)
-ax.text(17, 5.3, "attention in decode:\n1, 4, 16, 64 and 256\nusers, all in one place", color=plots.ORANGE, size=10.5, va="top", bbox=label_box)
+    ax.plot(spot, attainable_flops_per_s(spot, a100) / 1e12, "o", markersize=size, markerfacecolor="none", markeredgecolor=plots.ORANGE, markeredgewidth=1.5, zorder=6)
+ax.plot([still * 1.15, 16], [still * a100.bytes_per_s / 1e12 * 0.7, 7], color=plots.ORANGE, linewidth=1.2, zorder=3)
+ax.text(12, 6.4, "attention in decode:\n1, 16 and 256 users,\nall in one place", color=plots.ORANGE, size=10.5, va="top")
 prefill = operations(big, Phase.prefill(1, 2048))
-for part in (products_of(prefill), attention_of(prefill)):
+for name, part, side in (("products", products_of(prefill), "left"), ("attention", attention_of(prefill), "right")):
+    ax.annotate(f"prefill,\n{name}", (part.intensity, 312), (-8 if side == "left" else 8, 9), textcoords="offset points", ha=side, size=10.5, color=plots.PURPLE)
     ax.plot(part.intensity, 312, "s", color=plots.PURPLE, markersize=10, zorder=5, markeredgecolor=plots.PAPER)
-ax.annotate("prefill:\nattention, products", (1150, 312), (0, -38), textcoords="offset points", ha="center", va="top", size=10.5, color=plots.PURPLE)
 ax.set(xlim=(0.4, 4200), ylim=(0.5, 700), xlabel="intensity: FLOPs for each byte moved", ylabel="TFLOP/s at most")
 ax.set_xticks([1, 10, 100, 1000], ["1", "10", "100", "1,000"])
 ax.set_yticks([1, 10, 100], ["1", "10", "100"])
 plots.show(fig, alt="Roofline of an A100: the matrix products of decode climb the slope as the batch grows from 1 to 256, attention stays at 8 FLOPs a byte, prefill is on the flat roof.")
 
 # %% [markdown]
-# The blue dot slides up the roof as users are added: that is all that batching does, and it is a lot. At one user the
-# card runs at 0.65 % of its peak, which is one over the ridge. And the factor of 212 is 153 · 1.39: the ridge, times
-# what gpt-fast leaves of the bandwidth.
+# The blue dot slides up as users are added: that is all that batching does, and it is a lot. At one user the card runs
+# at 0.65 % of its peak, which is one over the ridge. And the factor of 212 is 153 · 1.39: the ridge, times 29.7 / 21.3,
+# since gpt-fast reaches 72 % of the bandwidth.
 #
-# The orange dot stays. It is the reason why the rest of the course is long.
+# Attention, in orange, stays where it is. That is why the rest of the course is long.
 #
 # ### Attention doesn't move
 #
-# In decode, each number of a user's K or V is read for one token: the user's newest. It meets one number of each query head
-# that shares it, $H / H_\text{kv}$ of them, at 2 FLOPs. With $w$ bytes a number
+# In decode, each number of a user's K or V is read for one token: the user's newest. It meets one number of each query
+# head that shares it, $H / H_\text{kv}$ of them, at 2 FLOPs. With $w$ bytes a number
 #
 # $$I_\text{attention} = \frac{2H}{w\,H_\text{kv}} :$$
 #
 # 1 in bf16 when no head shares, 8 for the 70B with 64 heads on 8. More users bring more queries *and* more keys.
 # Neither batch nor text length is in the formula. Latent attention goes furthest: 128 heads share one vector, and it
-# serves as K and as V. What moves a dot, and where to?
+# serves as K and as V. (Scores use all 576 numbers, values 512 of them, so 242; queries and
+# results bring it to 216 at 2,048 tokens.) What moves a dot, and where to?
 
 # %% tags=["hide-input"]
 def product_intensity(bits=16, rows=16):
@@ -348,28 +347,30 @@ for row, (name, start, end, color) in enumerate(lanes):
     if start != end:
         ax.add_patch(FancyArrowPatch((start, row), (end, row), arrowstyle="-|>", mutation_scale=15, color=color, linewidth=2.2, shrinkA=6, shrinkB=5, zorder=3))
     ax.plot(end, row, "o", color=color, markersize=9, zorder=5)
-    right = max(start, end)
-    ax.text(right * 1.25, row, f"{start:.0f} → {end:.0f}" if start != end else f"{start:.0f}, however many", va="center", size=10, color=color, bbox={"facecolor": plots.PAPER, "edgecolor": "none", "pad": 1.5})
+    ax.text(2600, row, f"{start:.0f} → {end:.0f}" if start != end else f"stays at {start:.0f}", va="center", ha="right", size=10, color=color)
 for card, words, side in ((a100, "A100 ", "right"), (h100, " H100", "left")):
     ax.axvline(card.ridge(), color=plots.MUTED, linestyle=(0, (2, 3)), linewidth=1.2)
     ax.text(card.ridge(), -0.75, words, ha=side, size=10, color=plots.MUTED)
-ax.set(xscale="log", xlim=(0.7, 1500), ylim=(6.6, -1.0), xlabel="intensity (FLOPs a byte); dashed: ridges", yticks=range(len(lanes)))
+ax.set(xscale="log", xlim=(0.7, 3000), ylim=(6.6, -1.0), xlabel="intensity (FLOPs a byte); dashed: ridges", yticks=range(len(lanes)))
 ax.set_xticks([1, 10, 100, 1000], ["1", "10", "100", "1,000"])
 ax.set_yticklabels([lane[0] for lane in lanes])
 ax.grid(axis="y", visible=False)
 plots.show(fig, alt="Arrows show how batching, fewer bits, experts, shared KV heads and latent attention move operations along the intensity axis.")
 
 # %% [markdown]
-# Six arrows and a dot that stays. Most chapters from 09 to 24 are one of these arrows.
+# Six arrows and a dot that stays. Most chapters from 09 to 24 are one of these arrows. (The last two start at Llama 2
+# 7B, that of the experts at DeepSeek-V3's first layers, which have none.)
 #
 # ### The ridge moves, too
 #
-# From A100 to H100 arithmetic grew 3.2 times and bandwidth 1.6 times. The ridge went up, and with it the share of a new
-# card that old habits leave idle. The H200 is an H100 with faster memory, which is to say, a card for decoding.
+# From A100 to H100 arithmetic grew 3.2 times and bandwidth 1.6 times, so the ridge went up. The H200 is an H100 with
+# faster memory, which is to say, a card for decoding.
 
 # %% tags=["hide-input"]
+from minillm.perf.gpus import GPUS
+
 fig, ax = plots.figure(7.2, 3.9)
-span = [0.2, 8]
+span = [0.2, 11]
 for ridge in (100, 200, 400):
     ax.loglog(span, [ridge * x for x in span], color=plots.GRID, linewidth=1.4, zorder=1)
     x = {100: 4.5, 200: 1.35, 400: 0.85}[ridge]
@@ -381,7 +382,7 @@ for card in GPUS:
         seen[name] = (card.bytes_per_s / 1e12, card.peak("bf16") / 1e12)
         main = name.endswith("SXM")
         ax.plot(*seen[name], "o", markersize=10, color=plots.BLUE if main else plots.GREY, zorder=4)
-        side = {"A10": (9, -4), "L4": (9, -4), "RTX 4090": (9, -4), "A100 SXM": (10, -6), "H100 SXM": (-8, 9), "H200 SXM": (9, 5)}[name]
+        side = {"A10": (9, -4), "L4": (9, -4), "RTX 4090": (9, -4), "A100 SXM": (10, -6), "H100 SXM": (-8, 9), "H200 SXM": (9, 6)}[name]
         words = f"{name.removesuffix(' SXM')}: {card.ridge():.0f}"
         ax.annotate(words, seen[name], side, textcoords="offset points", size=11, ha="right" if name == "H100 SXM" else "left")
 for start, end in (("A100 SXM", "H100 SXM"), ("H100 SXM", "H200 SXM")):
@@ -402,7 +403,8 @@ plots.show(fig, alt="Cards by bandwidth and bf16 peak with diagonals of equal ri
 # $$M^* = \frac{w}{2} \cdot \frac{I^*}{1 - I^*\,(1/K + 1/N)} .$$
 #
 # For the 70B's $8192 \times 28672$ on an A100: 157 rows in bf16, 40 with weights of 4 bits. For a matrix of 256 × 256
-# the denominator is negative: however many users come, a small model never leaves the slope.
+# the denominator is negative: with any number of rows its intensity stays below $KN/(K+N) = 128$. However many users
+# come, a small model never leaves the slope.
 
 # %% [markdown]
 # ## The real version
@@ -411,38 +413,50 @@ plots.show(fig, alt="Cards by bandwidth and bf16 peak with diagonals of equal ri
 #
 # The cost model reads a `config.json` into matrices and heads (a `ModelShape`), takes a phase, and lists what runs. A
 # phase says that each of `batch_size` sequences brings `query_len` new tokens and then holds `seq_len`: prefill brings
-# all of them, decode one. Here is the list, and its most frequent entry:
+# all of them, decode one. `source` shows the library's own code; here are the two entries that matter:
 
 # %%
-source(cost.operations)
+from minillm.bench.show import source
+from minillm.perf import cost
+
 source(cost._linear)
+source(cost._attention)
 
 # %% [markdown]
-# A linear layer's FLOPs grow with tokens; its weights don't. Attention is the operation that knows `seq_len`. A query
-# and a key that it may see cost $2d$ FLOPs for the score and $2d$ for adding up the value, in each *query* head. A new
-# token sees everything up to itself, so a whole prompt of $s$ tokens has $s(s+1)/2$ pairs and a decode step $s$. It
-# moves queries, results, the new K and V on their way into the cache, and all K and V of its sequence on their way out,
-# once, for *KV* heads only.
+# A linear layer's FLOPs grow with tokens; its weights don't. (`copies` are the experts of a mixture; other matrices have
+# one.) Attention is the operation that knows `seq_len`. A query and a key that it may see cost $2d$ FLOPs for the score
+# and $2d$ for adding up the value, in each *query* head. A new token sees everything up to itself. If 3 of 5 tokens are
+# new, they see 3 + 4 + 5 = 12: `num_pairs`. A whole prompt of $s$ has $s(s+1)/2$ pairs, a decode step $s$.
+#
+# Attention moves queries, results, the new K and V on their way into the cache, and all K and V of its sequence on their
+# way out, once, for *KV* heads only. Scores never leave the chip in this model: that is FlashAttention (chapter 10). The
+# naive attention of chapter 02 writes and reads every score and every probability, 8 bytes for the $4d = 512$ FLOPs of
+# a pair: 64 at most, left of the ridge.
 #
 # Is the list right? Let it predict the products that torch really runs in our bundled model. (`count_flops` counts
-# hidden pairs as well, so we add them.)
+# masked pairs as well, so we add them.)
 
 # %%
+import minillm
+from minillm.perf.flops import count_flops
+
 small, num_tokens = read_shape("stories-5m"), 100
 model = minillm.load_model()
 with torch.inference_mode():
     counted = count_flops(lambda: model(torch.arange(num_tokens)))
 listed = operations(small, Phase(1, num_tokens, num_tokens, num_logits=num_tokens))
-hidden_pairs = num_tokens * (num_tokens - 1) // 2
+masked_pairs = num_tokens * (num_tokens - 1) // 2
 spec = model.layer_specs[0]
 print(f"{counted:,} FLOPs counted, as many as predicted")
-assert counted == total(listed).flops + 4 * hidden_pairs * spec.num_heads * spec.k_head_dim * len(model.layer_specs)
+assert counted == total(listed).flops + 4 * masked_pairs * spec.num_heads * spec.k_head_dim * len(model.layer_specs)
 
 # %% [markdown]
-# Now the times. For each operation of Llama 3 8B, and sequences of 4,096 tokens: how long would an A100 compute, how
-# long would it move bytes? The later dot is the time that counts.
+# Now the times. For Llama 3 8B and sequences of 4,096 tokens, how long would an A100 compute, and how long move bytes?
+# The later dot is the time that counts.
 
 # %% tags=["hide-input"]
+from minillm.perf.roofline import operation_seconds
+
 eight = SHAPES["Llama 3 8B"]
 names = ["wq", "wk", "wv", "attention", "wo", "w_gate", "w_up", "w_down", "lm_head"]
 fig, axes = plots.figure(7.2, 4.2, 1, 2, sharey=True)
@@ -456,7 +470,7 @@ for ax, title, phase in ((axes[0], "decode, 16 users", Phase.decode(16, 4096)), 
         ax.plot(moving, row, "o", color=plots.BLUE, markersize=9, zorder=3, label="moving bytes" if row == 0 else None)
     seconds = sum(operation_seconds(parts[name], a100) for name in names)
     ax.set_title(f"{title}: {1e3 * seconds:,.0f} ms", fontsize=11.5)
-    ax.set(xscale="log", xlabel="ms, all 32 blocks together", yticks=range(len(names)), xlim=(2e-3, 300))
+    ax.set(xscale="log", xlabel="ms in the whole forward", yticks=range(len(names)), xlim=(2e-3, 300))
     ax.set_xticks([0.01, 0.1, 1, 10, 100], ["0.01", "0.1", "1", "10", "100"])
     ax.grid(axis="y", visible=False)
 axes[0].set_yticklabels(names)
@@ -465,14 +479,14 @@ axes[0].legend(loc="upper right", fontsize=9.5, handletextpad=0.3, borderaxespad
 plots.show(fig, alt="Time for computing and time for moving bytes of each operation: in decode moving is far later for all, in prefill computing is, except for the last product.")
 
 # %% [markdown]
-# The two halves of one request are mirror images. Even the exceptions teach: in prefill `lm_head` waits for memory,
-# because only the last token meets the vocabulary, one row. And with 16 users attention is the longest part of decode.
+# The two halves of one request are mirror images. The exception: in prefill `lm_head` waits for memory, because only
+# the last token meets the vocabulary, one row. And with 16 users attention is the longest single operation of decode.
 #
-# ### Two squares that grow: prompts and caches
+# ### A square and a straight line: prompts and caches
 #
 # In a prefill of $s$ tokens the products do $2Ps$ FLOPs with the $P$ weights of the blocks, and attention $2 L H
 # d\,s(s+1)$. The second overtakes at $s \approx P / (L H d)$. The right picture is about space: at 4,096 tokens each,
-# where does a card of 80 GB end?
+# where does a card of 80 GiB end?
 
 # %% tags=["hide-input"]
 lens = [256 * 1.02**i for i in range(316)]
@@ -501,7 +515,9 @@ for offset, name, color in ((-0.2, "Llama 2 7B", plots.ORANGE), (0.2, "Llama 3 8
         right.bar(place + offset, stored, width=0.36, color=plots.tint(plots.GREY, 0.6), label="weights" if place == 0 and offset < 0 else None)
         right.bar(place + offset, cached, bottom=stored, width=0.36, color=color, label=f"KV, {name}" if place == 0 else None)
         if stored + cached > 110:
-            right.text(place + offset, 100, f"{stored + cached:.0f}", ha="center", va="top", size=10, color=plots.PAPER)
+            for height in (92, 94.5):  # the bar is cut
+                right.plot([place + offset - 0.21, place + offset + 0.21], [height - 1.5, height + 1.5], color=plots.PAPER, linewidth=2)
+            right.text(place + offset, 103, f"{stored + cached:.0f}", ha="center", va="top", size=10, color=plots.PAPER)
 right.axhline(80, color=plots.RED, linewidth=1.6)
 right.text(-0.42, 82, "the card", color=plots.RED, size=10, va="bottom")
 right.set(ylim=(0, 104), xlabel="users of 4,096 tokens each", ylabel="GiB", xticks=range(len(users)))
@@ -512,20 +528,20 @@ plots.show(fig, alt="Left: attention's share of prefill FLOPs reaches half beyon
 print(f"attention overtakes the products at {(eight.num_parameters - 2 * 128_256 * 4096) / (32 * 4096):,.0f} tokens in Llama 3 8B")
 
 # %% [markdown]
-# Prompts have to be long before the famous square matters. The cache matters at once: 33 users of 4,096 tokens fill
-# what Llama 2 7B leaves of the card. Llama 3 8B, with four query heads on each KV head, admits 130.
+# Prompts have to be long before the famous square matters. The straight line matters at once: 33 users of 4,096 tokens
+# fill what Llama 2 7B leaves of the card. Llama 3 8B, with four query heads on each KV head, admits 130.
 #
 # ### Experts
 #
-# Which weights does a mixture read? If a token chooses $k$ of $E$ experts, all alike and independently, one expert stays
-# unvisited by $T$ tokens with probability $(1 - k/E)^T$. The expected number that wakes up is
+# Which weights does a mixture read? If a token chooses $k$ of $E$ experts, all alike and independently, one expert
+# stays unvisited by $T$ tokens with probability $(1 - k/E)^T$. It wakes with the rest of the probability, and averages
+# of single experts add up, so on average
 #
-# $$E\,\big(1 - (1 - k/E)^T\big) .$$
+# $$E \cdot \big(1 - (1 - k/E)^T\big)$$
 #
-# That is in `_linear` above. (When routers have favourites, expert $i$ has a chance $p_i$ of its own; $k/E$ becomes
-# $p_i$ and the sum is over experts.)
+# experts wake: `experts_touched` above. Real routers have favourites; a task asks what becomes of it then.
 
-# %%
+# %% tags=["hide-input"]
 rows = ["| tokens in a step | Mixtral wakes, of 8 | rows for each | DeepSeek-V3 wakes, of 256 | rows for each |", "|--:|--:|--:|--:|--:|"]
 for tokens in (1, 4, 16, 64, 256):
     eighth, thirtysecond = formulas.experts_touched(8, 2, tokens), formulas.experts_touched(256, 8, tokens)
@@ -533,20 +549,21 @@ for tokens in (1, 4, 16, 64, 256):
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# A batch of 64 reads 87 % of DeepSeek-V3 and gives each expert 2.3 rows: the weights of a huge model, the intensity of
-# two users. "Only 37 B active" is a statement about FLOPs. Mixtures want batches of thousands, and chapter 27 finds
-# them.
+# A batch of 64 reads 87 % of DeepSeek-V3's experts and gives each 2.3 rows: the weights of a huge model, the intensity
+# of two users. "Only 37 B active" is a statement about FLOPs. Mixtures want batches of thousands: chapter 27.
 #
 # ### Several cards
 #
 # **Tensor parallelism** (chapter 26) gives each of $p$ cards $1/p$ of every matrix and of the heads. A KV head can't be
-# cut: with more cards than KV heads, heads are copied and every card holds one. Twice a layer the cards sum up what
-# they have, an *all-reduce*: each sends $2(p-1)/p$ times the $h$ numbers of every new token.
+# cut: with more cards than KV heads, every card holds a copy of one. Twice a layer the cards sum up what they have, an
+# *all-reduce*: each sends $2(p-1)/p$ times the $h$ numbers of every new token.
 #
-# Is the link the limit? The **computation-to-communication ratio** (CCR, 计算通信比) is intensity with a link for memory:
-# FLOPs a card does for each byte that it sends. Peak over CCR is the link that a busy card needs.
+# The **computation-to-communication ratio** (CCR, 计算通信比) is the FLOPs a card does for each byte that it sends. Peak over
+# CCR is the link that a busy card needs. For one prompt of 2,048 tokens:
 
 # %%
+from minillm.perf.sharding import communication, shard
+
 rows = ["| cards | weights each | KV heads each | CCR | needs a link of at least | all-reduces a step |", "|--:|--:|--:|--:|--:|--:|"]
 for tp_size in (2, 4, 8, 16):
     part, phase = shard(big, tp_size), Phase.prefill(1, 2048)
@@ -561,17 +578,17 @@ Markdown("\n".join(rows))
 
 # %% [markdown]
 # NVLink gives an A100 300 GB/s in each direction, PCI Express 32. So eight cards prefill well over the first and starve
-# over the second. In decode the same 160 all-reduces carry a few kilobytes each. Not bytes but latency is the price: at
-# 20 µs each, 3.2 ms a token, whatever the link.
+# over the second. In decode with one user the same 160 all-reduces carry 28 kB each, and latency is the price: at 20 µs
+# each (fitted to gpt-fast below), 3.2 ms a token, however wide the link. With 64 users they carry 1.8 MB, and a slow
+# link counts again.
 #
 # ### Inside the card
 #
-# Main memory (**HBM**, 高带宽显存) is not the only slope. An A100 has an **L2 cache** (二级缓存) of 40 MB between HBM and cores
-# that delivers up to 5,120 bytes a clock, 7.2 TB/s. Suppose a decode kernel gives each *query* head a block of threads
-# that loads its K and V. Heads that share a KV head then load the same bytes again, from L2: HBM sees grouped queries,
-# L2 doesn't.
+# Main memory (**HBM**, 高带宽显存) is not the only slope. The **L2 cache** (二级缓存) between HBM and cores delivers 5,120
+# bytes a clock on an A100: at 1.41 GHz, 7.2 TB/s. If each *query* head of a decode kernel loads its K and V, heads that
+# share a KV head load the same bytes again, from L2:
 
-# %%
+# %% tags=["hide-input"]
 rows = ["| 64 users, 4,096 tokens, one layer | from HBM | through L2 | HBM: at least | L2: at least | speedup |", "|---|--:|--:|--:|--:|--:|"]
 for name, num_kv_heads in (("32 KV heads (MHA)", 32), ("8 KV heads (GQA)", 8), ("1 KV head (MQA)", 1)):
     loaded = formulas.kv_bytes_loaded_by_head(64, 4096, 32, 128)
@@ -582,48 +599,55 @@ for name, num_kv_heads in (("32 KV heads (MHA)", 32), ("8 KV heads (GQA)", 8), (
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# Eight KV heads should be four times as fast, and one head 32 times. Both end at 3.5, bound by L2; a kernel that gets
-# only 4 TB/s out of L2 ends at 2. Grouped queries still save space, which is why they win. To get the speed as well, a
-# kernel must load a KV head once and serve the whole group from it: chapter 11.
+# Eight KV heads should be four times as fast as 32, and one head 32 times. Both end at 3.5, bound by L2, until a kernel
+# loads a KV head once and serves the whole group from it: chapter 11.
 #
 # ### The planner
 #
-# All of it together is `minillm plan`. Operations run one after another, so each takes the time of its own slower side,
-# and then they are summed. (The other order, sums first, gives a bound: it lets one operation read while another
-# computes.)
+# All of it together is `minillm plan`. Operations run one after another: each takes the time of its own slower side, then
+# they are summed. (Sums first give a bound: one operation may then read while another computes.)
 
 # %%
 source(operation_seconds)
 
 # %% [markdown]
-# The shares have names: **MFU** is the utilization of chapter 03; **model bandwidth utilization** (MBU, 带宽利用率) is the
-# bytes that had to be moved, over bandwidth times time. The defaults, 0.6 and 0.7, are what published systems reach.
+# The shares have names. **MFU**, model FLOPs utilization, is the FLOPs that had to be done, over peak times time; chapter
+# 03 measures it. **Model bandwidth utilization** (MBU, 带宽利用率) is the bytes that had to be moved, over bandwidth times
+# time. By default MFU is 0.6, from TensorRT-LLM's prefill on A100s, and MBU 0.7, fitted to gpt-fast below (sources:
+# [`Assumptions`](../minillm/perf/deployment.py)).
 #
 # How many users at most? Memory says so by a division: 0.9 of the card (the rest is the runtime's), less weights, over
-# the cache of one user at the *end* of the answer. If users are promised a time between tokens as well, no step may
-# take longer. A larger batch never takes less time, so bisection finds the largest that keeps the promise.
+# the cache of one user at the *end* of the answer. If users are promised a time between tokens as well, a larger batch
+# never takes less, so bisection finds the largest that keeps the promise.
 #
 # Now ask the question of the first paragraph:
 
 # %%
-print("predicted for", report(plan(big, a100, prompt_len=1024, output_len=256)).split("\n\nIf it did")[0])
+from minillm.perf.plan import plan
+from minillm.perf.plan_report import report
+
+print("predicted:\n\n" + report(plan(big, a100, prompt_len=1024, output_len=256)).split("\n\nIf it did")[0])
 
 # %% [markdown]
-# It doesn't fit, and the last line says what would. With 4-bit weights (`minillm plan config.json --gpu A100 --bits 4
-# --batch 16 --prompt 1024 --output 256` prints the same):
+# It doesn't fit; the last line says what would. With 4-bit weights (`minillm plan config.json --gpu A100 --bits 4
+# --batch 16 --prompt 1024 --output 256` prints the same). TTFT is the time to the first token, ITL (inter-token latency)
+# the time between two:
 
 # %%
-print(report(plan(big, a100, batch_size=16, prompt_len=1024, output_len=256, bits=4)))
+print("predicted:\n\n" + report(plan(big, a100, batch_size=16, prompt_len=1024, output_len=256, bits=4)))
 
 # %% [markdown]
+# The products reach the ridge at 42 users and not at 40: with scales and zero points these weights have 4.16 bits, and
+# the narrow `wk` and `wv` need more rows. The whole step crosses at 75 although attention never does, since that line
+# sums first. And norms, whose FLOPs we don't count, still move 28 GiB in prefill: nothing is fused here.
+#
 # ## Measured
 #
 # ### Somebody else's cards
 #
 # [gpt-fast](https://github.com/pytorch-labs/gpt-fast) publishes 13 rates for Llama 2 on A100s, at batch 1. Our bound
-# must lie above each of them, or the cost model is wrong. The estimate should be near. (Its share of bandwidth and its
-# latency of an all-reduce were chosen by three of the 7B rows, those with 16 bits on 1, 2 and 8 cards; the 70B and the
-# fewer bits are predictions.)
+# must lie above each of them; the estimate should be near. (Three rows chose its share of bandwidth and its latency of
+# an all-reduce: the 7B in 16 bits on 1, 2 and 8 cards. The others are predictions.)
 
 # %%
 published = [  # model, bits, cards, tokens/s
@@ -637,6 +661,9 @@ for name, bits, cards, rate in published:
     answer = plan(SHAPES[name], a100, prompt_len=5, output_len=200, bits=bits, group_size=32 if bits == 4 else None, tp_size=cards)
     predicted.append((1 / answer.least_itl_mean_s, answer.decode_tokens_per_s))
     assert rate < 1 / answer.least_itl_mean_s, "faster than possible"
+for words, wanted in (("16 bits", {16}), ("fewer bits", {8, 4})):
+    ratios = [estimate / row[3] for row, (_, estimate) in zip(published, predicted, strict=True) if row[1] in wanted]
+    print(f"{words}: predicted ÷ published from {min(ratios):.2f} to {max(ratios):.2f}")
 
 # %% tags=["hide-input"]
 fig, ax = plots.figure(7.2, 4.8)
@@ -654,16 +681,18 @@ ax.legend(loc="upper left", ncols=3, bbox_to_anchor=(0, 1.12), fontsize=10)
 plots.show(fig, alt="Thirteen published token rates with the bound and the estimate of the cost model: all lie below the bound, most near the estimate.")
 
 # %% [markdown]
-# No dot beats its bound. With fewer bits the estimates are too high: they take unpacking for free. A bound is not a
-# forecast; the distance between them is where somebody can still do something.
+# No dot beats its bound. So this is how far off the napkin is: a quarter at most in 16 bits, and that for a row it was
+# fitted to, the 7B on eight cards. With fewer bits it promises up to 1.8 times what comes: it takes unpacking for free.
 #
 # ### This machine
 #
-# At home we can do better than assume 0.7 and measure the *pieces*: the products alone at several numbers of rows,
-# attention alone over a cache, and everything else; none fitted to a whole step. Their sum predicts steps that were not
-# measured yet.
+# At home we needn't assume 0.7. We measure the *pieces*: the products alone, attention alone, and everything else; none
+# is fitted to a whole step. Their sum predicts steps that were not measured yet.
 
 # %%
+from minillm.bench import predict
+
+
 def measure_pieces() -> list:
     """[step, products, attention, the rest, measured, bytes ÷ bandwidth] of llama-70m, in seconds."""
     settings = predict.Plan(
@@ -680,7 +709,9 @@ def measure_pieces() -> list:
 pieces = recorded("05_pieces", measure_pieces)
 
 # %% tags=["hide-input"]
-fig, (left, right) = plots.figure(7.2, 3.8, 1, 2, width_ratios=[5, 3])
+llama_70m, one_user = read_shape("llama-70m"), naive.values["steps"]["decode, 1 user"]
+peak = total(operations(llama_70m, Phase.decode(1, 128), Precision(bits=32))).flops / one_user[0]
+fig, (left, right) = plots.figure(7.2, 4.2, 1, 2, width_ratios=[5, 3])
 decoded, prefilled = ([row for row in pieces.values if (row[0][1] == 1) == is_decode] for is_decode in (True, False))
 for ax, wanted, title, xlabel in ((left, decoded, "decode", "users"), (right, prefilled, "prefill", "tokens")):
     for place, (step, products_s, attention_s, rest_s, measured_s, read_s) in enumerate(wanted):
@@ -689,33 +720,37 @@ for ax, wanted, title, xlabel in ((left, decoded, "decode", "users"), (right, pr
             ax.bar(place - 0.2, 1e3 * seconds, bottom=1e3 * bottom, width=0.36, color=color, label=name if place == 0 else None)
             bottom += seconds
         ax.bar(place + 0.2, 1e3 * measured_s, width=0.36, color=plots.BLUE, label="measured" if place == 0 else None)
-        if read_s is not None:
-            ax.plot([place - 0.42, place + 0.42], [1e3 * read_s] * 2, color=plots.INK, linewidth=1.6, label="bytes ÷ bandwidth" if place == 0 else None)
+        batch_size, query_len = step
+        phase = Phase(batch_size, query_len, 128 if query_len == 1 else query_len)
+        computing = total(operations(llama_70m, phase, Precision(bits=32))).flops / peak
+        for seconds, style, name in ((read_s, "-", "bytes ÷ bandwidth"), (computing, (0, (2, 1)), "FLOPs ÷ peak")):
+            if seconds is not None:
+                ax.plot([place - 0.42, place + 0.42], [1e3 * seconds] * 2, color=plots.INK, linewidth=1.8, linestyle=style, label=name if place == 0 else None)
     ax.set(xticks=range(len(wanted)), xlabel=xlabel, ylabel="ms a step" if ax is left else "")
     ax.set_xticklabels([str(row[0][0] * row[0][1]) for row in wanted])
     ax.set_title(title, fontsize=11.5)
     ax.set_ylim(0, None)
-rows_at_ridge = 2 * naive.values["ridge"]  # a row of fp32 brings 2 FLOPs for 4 bytes
-left.axvline(math.log2(rows_at_ridge), color=plots.MUTED, linestyle=(0, (2, 3)), linewidth=1.2, label="ridge")
 left.set_xlim(-0.6, 4.6)
 left.legend(loc="upper left", fontsize=9.5)
 plots.show(fig, alt="Predicted sums of products, attention and the rest beside measured steps, for decode with 1 to 16 users and prefill of two lengths.", record=pieces)
 
 # %% [markdown]
-# The stacks and the blue bars belong together: pieces add up. But the black line, bytes over bandwidth, hardly rises
-# with the users, while the bars do. A CPU has its ridge (dashed) at a few FLOPs a byte, where a GPU has hundreds: ten
-# or twenty rows of fp32 reach it. And the bars rise well before, since a product of four rows is harder to write than
-# one of one row. Chapter 06 tries.
+# The stacks and the blue bars belong together: pieces add up. The black lines are the two sides of the roof. Bytes over
+# bandwidth hardly rises with the users, FLOPs over peak grows with them, and where they meet is the ridge: at tens of
+# rows, where a GPU needs hundreds.
+#
+# Now look at 16 users. Both lines are low, and the step takes several times as long. **A roof says what is possible, not
+# what this code does.** A product of a few rows is harder to write than one of one row. Chapter 06 tries.
 
 # %% [markdown]
 # ## In production
 #
-# * **vLLM** doesn't trust napkins. At start it loads the weights, runs one large forward to see what activations take,
-#   and cuts what is left of `gpu_memory_utilization` (0.92 by default at the time of writing) into cache blocks.
-# * **SGLang** sets aside `--mem-fraction-static` for weights and cache together; **TensorRT-LLM** gives the cache
+# * **vLLM** doesn't trust napkins. It loads the weights, runs one large forward to see what activations take, and cuts
+#   what is left of `gpu_memory_utilization` (0.92 by default at the time of writing) into cache blocks.
+# * **SGLang** sets aside `--mem-fraction-static` for weights and cache together, **TensorRT-LLM** a
 #   `free_gpu_memory_fraction` of what is free after loading.
 # * NVIDIA's **Nsight Compute** draws this chapter's picture from hardware counters, a dot for each kernel.
-# * A step's model leaves out queues, arrivals and prompts of all lengths. Chapters 14 and 29 add them.
+# * This model leaves out queues and arrivals. Chapters 14 and 29 add them.
 #
 # ## Exercises
 #
@@ -748,8 +783,7 @@ plots.show(fig, alt="Predicted sums of products, attention and the rest beside m
 #
 # Attention reads 64 · 3,750 · 327,680 B = 78.6 GB of cache: at 0.7 · 4.8 TB/s, 23.4 ms. The products read 36.6 GB in
 # 10.9 ms, but do 64 · 2 · 69 · 10⁹ = 8.8 TFLOP, at 0.6 · 989 TFLOP/s in 14.9 ms: with 4 bits, 64 users are beyond
-# *their* ridge. Together 38 ms, 61 % of it for memory. 64 / 0.038 = 1,680 tokens/s. (Sums first would have said 34 ms:
-# a bound.)
+# *their* ridge. Together 38.3 ms, 61 % of it for memory. 64 / 0.0383 = 1,670 tokens/s.
 # </details>
 #
 # <details><summary>3. How long does one user wait for the first token, if nobody else is there?</summary>
@@ -762,14 +796,15 @@ plots.show(fig, alt="Predicted sums of products, attention and the rest beside m
 #
 # 128 users need 156 GiB of cache: they don't fit. With 8 bits a number their cache takes what that of 64 takes now, and
 # is read in the same 23.4 ms. The products, bound by compute, take twice as long, 29.8 ms. Together 53 ms, 2,400
-# tokens/s: 1.4 times as many. Whether answers stay as good is chapter 20's question.
+# tokens/s: 1.4 times as many.
 # </details>
 #
 # <details><summary>5. Somebody offers eight A10s (24 GiB, 600 GB/s each, PCI Express) for less money. The same total bandwidth! Do you take them?</summary>
 #
-# 192 GiB and 4.8 TB/s, indeed. But each layer needs two all-reduces over PCI Express. A prefill has a CCR of
-# about 3,800 FLOPs a byte on eight cards; an A10's 125 TFLOP/s then want a link of 33 GB/s, and PCI Express has 32 at
-# most. A decode step pays 160 latencies: the 3.2 ms of NVLink at the least. Better not.
+# 192 GiB and 4.8 TB/s, indeed. But each layer needs two all-reduces over PCI Express, 32 GB/s. In prefill each card
+# sends 16 GB. That takes half a second beside the arithmetic's 0.96: 1.46 s to the first token instead of 0.87. A
+# decode step sends 64 rows: 2 · 7/8 · 8192 · 2 B · 64 = 1.8 MB an all-reduce, 57 µs; with 20 µs of latency, 160 of them
+# take 12 ms. 53 ms a step instead of 39: it works, a third slower. Now compare prices.
 # </details>
 #
 # Then let the planner check your arithmetic:
@@ -781,6 +816,8 @@ print(f"memory: {(answer.memory.weights + answer.memory.kv_cache) / GIB:.0f} of 
 print(f"predicted: {answer.middle.seconds * 1e3:.1f} ms a step, bound by {answer.middle.bound}; first token after {answer.ttft_s:.2f} s")
 answer = plan(big, h200, batch_size=128, prompt_len=3500, output_len=500, bits=4, kv_bits=8)
 print(f"predicted for 128 users with a cache of 8 bits: {answer.middle.seconds * 1e3:.1f} ms a step, fits: {answer.memory.fits}")
+answer = plan(big, find_hardware("A10"), batch_size=64, prompt_len=3500, output_len=500, bits=4, tp_size=8)
+print(f"predicted for eight A10s: {answer.middle.seconds * 1e3:.1f} ms a step, first token after {answer.ttft_s:.2f} s, fits: {answer.memory.fits}")
 
 # %% [markdown]
 # ## Sources

@@ -36,6 +36,12 @@ edited(
 )
 edited(
     "cache_bytes",
+    "keeps the latent twice and the rotated key once",
+    replace={'config["kv_lora_rank"] + config': '2 * config["kv_lora_rank"] + config'},
+    hint="There is no second latent for V: keys and values are both made from the one.",
+)
+edited(
+    "cache_bytes",
     "forgets the rotated key beside the latent",
     replace={' + config["qk_rope_head_dim"]': ""},
     hint="Positions can't be read off the latent: qk_rope_head_dim numbers of a rotated key are kept beside it.",
@@ -64,9 +70,7 @@ edited(
 edited(
     "product_on_roof",
     "counts the bytes of the weights only",
-    replace={
-        "activations * number_bits + in_features": "in_features"
-    },
+    replace={"activations * number_bits + in_features": "in_features"},
     hint="Inputs are read and results written: with many rows they are most of the bytes.",
 )
 edited(
@@ -86,6 +90,12 @@ edited(
     "puts no roof on it",
     replace={"min(card.flops_per_s, intensity * card.bytes_per_s)": "intensity * card.bytes_per_s"},
     hint="No intensity makes the units faster than flops_per_s.",
+)
+edited(
+    "product_on_roof",
+    "gives bytes/s for FLOP/s on the slope",
+    replace={"min(card.flops_per_s, intensity * card.bytes_per_s)": "min(card.flops_per_s, card.bytes_per_s)"},
+    hint="Every byte that arrives brings `intensity` FLOPs: multiply.",
 )
 edited(
     "product_on_roof",
@@ -118,9 +128,21 @@ edited(
 )
 edited(
     "block_costs",
+    "reads the input and writes the result of one token only",
+    replace={"num_in * num_out + num_tokens * (num_in + num_out)": "num_in * num_out + num_in + num_out"},
+    hint="Weights are read once for all tokens; every token has an input and a result of its own.",
+)
+edited(
+    "block_costs",
     "counts pairs that the mask hides",
     replace={"sum(range(seq_len - query_len + 1, seq_len + 1))": "query_len * seq_len"},
     hint="A token sees itself and what is before it: of n tokens, n (n + 1) / 2 pairs.",
+)
+edited(
+    "block_costs",
+    "lets no token see itself",
+    replace={"sum(range(seq_len - query_len + 1, seq_len + 1))": "sum(range(seq_len - query_len, seq_len))"},
+    hint="A token sees the earlier ones *and itself*: of q new tokens the last sees seq_len, not seq_len - 1.",
 )
 edited(
     "block_costs",
@@ -145,6 +167,14 @@ edited(
     "reads keys and values for every query head",
     replace={"kv_numbers = 2 * kv_size": "kv_numbers = 2 * q_size"},
     hint="A KV head is read once for the whole group of query heads that share it.",
+)
+edited(
+    "block_costs",
+    "reads the cache for every query head",
+    replace={
+        "2 * kv_size * (num_tokens + batch_size * seq_len)": "2 * (kv_size * num_tokens + q_size * batch_size * seq_len)"
+    },
+    hint="Writing is right. A KV head is read once, too, for the whole group of query heads that share it.",
 )
 edited(
     "block_costs",
@@ -310,6 +340,12 @@ edited(
     "forgets that the output fills memory, too",
     replace={"seq_len = prompt_len + output_len": "seq_len = prompt_len"},
     hint="At the end a request holds prompt_len + output_len tokens.",
+)
+edited(
+    "plan_decode",
+    "times a step at the start of the output",
+    replace={"block_costs(model, batch_size, 1, seq_len)": "block_costs(model, batch_size, 1, prompt_len)"},
+    hint="The step to be timed is the last: its sequences hold prompt_len + output_len tokens.",
 )
 edited(
     "plan_decode",
