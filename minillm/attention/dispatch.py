@@ -57,8 +57,11 @@ def attention(
 
 
 def gpu_kernel(name: str, q: Tensor) -> Callable[..., Any] | None:
-    """`minillm.kernels.<name>` for CUDA tensors, where Triton is installed and the kernel exists; None otherwise."""
-    if not q.is_cuda or importlib.util.find_spec("triton") is None:
+    """`minillm.kernels.<name>` for CUDA tensors, where Triton is installed and the kernel exists; None otherwise.
+
+    float64 stays with torch: the kernels know float32, float16 and bfloat16.
+    """
+    if not q.is_cuda or q.dtype == torch.float64 or importlib.util.find_spec("triton") is None:
         return None
     from minillm import kernels
 

@@ -48,9 +48,9 @@ def flash_decoding(
     seq_lens[b] on are never read. CUDA tensors go to `minillm.kernels.flash_decoding` if that is installed. Raises
     ValueError for shapes that don't fit, num_splits below 1, seq_lens outside 0 … k_len.
     """
-    lengths, num_splits = check_decoding(q, k, v, num_splits=num_splits, seq_lens=seq_lens)
-    if (kernel := gpu_kernel("flash_decoding", q)) is not None:
+    if (kernel := gpu_kernel("flash_decoding", q)) is not None:  # before anything looks at lengths on the GPU
         return kernel(q, k, v, num_splits=num_splits, softmax_scale=softmax_scale, seq_lens=seq_lens)
+    lengths, num_splits = check_decoding(q, k, v, num_splits=num_splits, seq_lens=seq_lens)
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     results = [
         decode_sequence(rows, k[b, :seq_len], v[b, :seq_len], q.shape[1], num_splits, scale)

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from minillm.attention.dispatch import gpu_kernel
 from minillm.attention.flash_decoding import (
     check_decoding,
     decode_sequence,
@@ -64,11 +65,16 @@ def flash_decoding_unified(
     band   (low, high): a row is kept if low < lse − phi < high; None = `safe_band` of the accumulating dtype, which
            is also the widest allowed
 
-    Everything else as in `flash_decoding`. For inference: raises ValueError if a gradient would be needed, and for a
-    phi that isn't finite or a band that is empty or too wide.
+    Everything else as in `flash_decoding`, the kernel for CUDA tensors included. For inference: raises ValueError if
+    a gradient would be needed, and for a phi that isn't finite or a band that is empty or too wide.
     """
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         raise ValueError("flash_decoding_unified is for inference: call it under torch.no_grad(), or flash_decoding")
+    if (kernel := gpu_kernel("flash_decoding_unified", q)) is not None:
+        result: UnifiedResult = kernel(
+            q, k, v, phi=phi, band=band, num_splits=num_splits, softmax_scale=softmax_scale, seq_lens=seq_lens
+        )
+        return result
     lengths, num_splits = check_decoding(q, k, v, num_splits=num_splits, seq_lens=seq_lens)
     low, high = _checked_band(phi, band, torch.promote_types(q.dtype, torch.float32))
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale

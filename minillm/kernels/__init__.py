@@ -4,8 +4,10 @@ Triton (`pip install minillm[kernels]`, Linux) is imported at the first use of a
 kernels run on CPU tensors if TRITON_INTERPRET=1 is set before.
 
 Reading order: `simt` (matrix products, thread level); `order`, `gemm_tiles`, `gemm` (tiles on tensor cores),
-`gemm_persistent`, `few_rows`, `dispatch` (`matmul`, which chooses among them), with `launch` under them; then the
-gates: `gates`, `build`, `processes`, `registry` with `gemm_entries`.
+`gemm_persistent`, `few_rows`, `dispatch` (`matmul`, which chooses among them), with `launch` under them; attention:
+`flash_walk` (which tiles are visited), `flash_tiles`, `flash_forward`, `flash_backward` with `flash_dk_dv` and
+`flash_dq`, `flash` (the differentiable function); decoding: `flash_split_kernels`, `flash_decode`, `flash_unified`;
+then the gates: `gates`, `build`, `processes`, `registry` with `gemm_entries` and `flash_entries`.
 """
 
 from __future__ import annotations
@@ -16,17 +18,31 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from minillm.kernels.dispatch import matmul
     from minillm.kernels.few_rows import few_row_matmul
+    from minillm.kernels.flash import flash_attention
+    from minillm.kernels.flash_decode import flash_decoding
+    from minillm.kernels.flash_unified import flash_decoding_unified
     from minillm.kernels.gemm import tile_matmul
     from minillm.kernels.gemm_persistent import persistent_matmul
 
 _MODULE_OF = {
     "few_row_matmul": "minillm.kernels.few_rows",
+    "flash_attention": "minillm.kernels.flash",
+    "flash_decoding": "minillm.kernels.flash_decode",
+    "flash_decoding_unified": "minillm.kernels.flash_unified",
     "matmul": "minillm.kernels.dispatch",
     "persistent_matmul": "minillm.kernels.gemm_persistent",
     "tile_matmul": "minillm.kernels.gemm",
 }
 
-__all__ = ["few_row_matmul", "matmul", "persistent_matmul", "tile_matmul"]
+__all__ = [
+    "few_row_matmul",
+    "flash_attention",
+    "flash_decoding",
+    "flash_decoding_unified",
+    "matmul",
+    "persistent_matmul",
+    "tile_matmul",
+]
 
 
 def __getattr__(name: str) -> Any:

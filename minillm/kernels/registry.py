@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import torch
 
-from minillm.kernels import gates, gemm_entries
+from minillm.kernels import flash_entries, gates, gemm_entries
 from minillm.kernels.build import Built
 from minillm.kernels.gates import KernelEntry, NumberCheck, Speed
 
-KERNELS: dict[str, KernelEntry] = {entry.name: entry for entry in (*gemm_entries.entries(),)}
+KERNELS: dict[str, KernelEntry] = {
+    entry.name: entry
+    for entry in (
+        *gemm_entries.entries(),
+        *flash_entries.entries(),
+    )
+}
 
 
 def check_numbers(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor
 
-from minillm.attention import flash_attention, flash_decoding, naive_attention
+from minillm.attention import flash_attention, flash_decoding, flash_decoding_unified, naive_attention
 from minillm.attention.dispatch import attention, gpu_kernel
 from tests.attention.problems import Problem, make_problem, problems, random_tensor
 
@@ -42,9 +42,7 @@ def test_what_is_masked_stays_masked_under_any_scale(q_len: int, softmax_scale: 
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
-@pytest.mark.parametrize(
-    "mask_shape", [None, (7,), (1, 7), (3, 1, 1, 7), (4, 1, 7), (1, 4, 1, 7), (3, 4, 1, 7)]
-)
+@pytest.mark.parametrize("mask_shape", [None, (7,), (1, 7), (3, 1, 1, 7), (4, 1, 7), (1, 4, 1, 7), (3, 4, 1, 7)])
 @pytest.mark.parametrize("window", [None, 1, 3, 7, 20])
 def test_one_query_with_every_mask_shape(num_kv_heads: int, mask_shape: Any, window: int | None) -> None:
     problem = make_problem(batch=3, q_len=1, k_len=7, num_kv_heads=num_kv_heads, v_head_dim=3, window=window)
@@ -173,15 +171,16 @@ def test_cuda_tensors_go_to_the_kernel_of_that_name(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "minillm.kernels", kernels)
     monkeypatch.setattr("minillm.kernels", kernels, raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    on_gpu: Any = SimpleNamespace(is_cuda=True)
+    on_gpu: Any = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)
     assert gpu_kernel("flash_attention", on_gpu) is kernels.flash_attention
-    assert gpu_kernel("flash_decoding", on_gpu) is None  # not written yet: torch does it
+    assert gpu_kernel("no_such_kernel", on_gpu) is None  # torch does it
+    assert gpu_kernel("flash_attention", SimpleNamespace(is_cuda=True, dtype=torch.float64)) is None  # type: ignore[arg-type]
     assert gpu_kernel("flash_attention", torch.zeros(1)) is None
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert gpu_kernel("flash_attention", on_gpu) is None  # Triton isn't installed
 
 
-@pytest.mark.parametrize("function", [flash_attention, flash_decoding])
+@pytest.mark.parametrize("function", [flash_attention, flash_decoding, flash_decoding_unified])
 def test_a_kernel_gets_the_arguments_as_they_are(function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
 
@@ -196,7 +195,9 @@ def test_a_kernel_gets_the_arguments_as_they_are(function: Any, monkeypatch: pyt
     assert function(problem.q, problem.k, problem.v, softmax_scale=0.5) == "result"
     ((args, options),) = calls
     assert all(map(torch.equal, args, (problem.q, problem.k, problem.v))) and options["softmax_scale"] == 0.5
-    if function is flash_decoding:
-        assert options["num_splits"] >= 1 and options["seq_lens"] is None  # the number of splits is decided here
-    else:
-        assert options == {"softmax_scale": 0.5, "causal": True, "window": None}
+    others = {
+        "flash_attention": {"causal": True, "window": None},
+        "flash_decoding": {"num_splits": None, "seq_lens": None},  # the kernel chooses: no length is read here
+        "flash_decoding_unified": {"phi": 0.0, "band": None, "num_splits": None, "seq_lens": None},
+    }
+    assert options == {"softmax_scale": 0.5} | others[name]

@@ -172,9 +172,7 @@ def test_strided_inputs_are_read_and_left_alone() -> None:
     assert not q.is_contiguous()
     out, _ = naive_attention(q, k, v, mask=mask)
     torch.testing.assert_close(out, naive_attention(problem.q, problem.k, problem.v)[0])
-    assert (
-        torch.equal(q, problem.q) and torch.equal(k, problem.k) and torch.equal(v, problem.v) and mask.all()
-    )
+    assert torch.equal(q, problem.q) and torch.equal(k, problem.k) and torch.equal(v, problem.v) and mask.all()
 
 
 BAD_INPUTS = {
