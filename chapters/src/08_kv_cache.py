@@ -726,4 +726,4 @@ plots.show(fig, alt="Histogram of story lengths between 150 and 350 tokens, agai
 # * Pope et al. 2022, *Efficiently Scaling Transformer Inference*, [arXiv:2211.05102](https://arxiv.org/abs/2211.05102): prefill and decode as different regimes; the KV cache in the cost model.
 # * Kwon et al. 2023, *Efficient Memory Management for Large Language Model Serving with PagedAttention*, [arXiv:2309.06180](https://arxiv.org/abs/2309.06180): how much of a reserved cache is wasted.
 #
-# Next: [chapter 09](../README.md#the-course) makes each token's share smaller; chapter 13 stops reserving what is not used.
+# Next: [chapter 09](09_mqa_gqa_mla.ipynb) makes each token's share smaller; chapter 13 stops reserving what is not used.
