@@ -1,0 +1,158 @@
+"""Chapter 11: FlashDecoding and FlashDecoding++.
+
+Complete the functions below, then run `python3 tasks.py grade ch11`. The chapter is
+`chapters/11_flash_decoding.ipynb`; each task names the section that prepares it. Everything is about one KV head and
+runs on a CPU; logarithms are natural, and nothing is timed: keys, bytes and FLOPs are counted.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from minillm.perf.meter import Counts, HbmTensor, Meter
+
+
+def key_ranges(k_len: int, num_splits: int) -> list[slice]:
+    """For free: k_len keys in min(num_splits, k_len) slices of nearly the same length, none empty."""
+    num_splits = min(num_splits, k_len)
+    edges = [k_len * i // num_splits for i in range(num_splits + 1)]
+    return [slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+
+
+# ---- Task 1 (prediction): how many splits? Prepared by "How many splits?".
+
+
+def choose_splits(units: int, k_len: int, num_sms: int, *, part_cost: int, max_splits: int) -> tuple[int, int]:
+    """(number of splits, predicted time of the step): the fastest of 1 … max_splits, the fewest splits if several are.
+
+    units      pairs of a sequence and a KV head; each has k_len keys to read
+    num_sms    SMs, each works on one program at a time; programs run in waves, and a partly filled wave takes as long
+               as a full one
+    part_cost  what it costs to write or to read one partial result
+
+    Times are counted in keys: reading a key and its value takes 1. The step is
+
+    * one split: a launch of `units` programs of k_len keys each, and nothing else;
+    * s > 1 splits: a launch of units · s programs, each of ceil(k_len / s) keys and one partial result written, and a
+      second launch of `units` programs that read s partial results each.
+
+    Example: 2 units, 100 keys, 8 SMs, part_cost 3. One split: 100. Four: one wave of 25 + 3, then 4 · 3: 40. Five: two
+    waves of 20 + 3, then 15: 61. With max_splits=5, the answer is (4, 40).
+    """
+    raise NotImplementedError("choose_splits: your code here")
+
+
+# ---- Task 2: split and merge on the meter. Prepared by "Any set of keys will do" and "What splitting costs".
+
+
+def decode_on_meter(
+    meter: Meter, q: HbmTensor, k: HbmTensor, v: HbmTensor, out: HbmTensor, *, num_splits: int, block_k: int
+) -> Counts:
+    """out = softmax(q kᵀ / sqrt(d)) v in one launch, or in two if the keys are split. Returns `meter.total`.
+
+    q (rows, d) are the query heads of one KV head at one token, k and v (k_len, d) the cache, out (rows, d) is empty;
+    all lie in the meter's HBM. Every row sees every key. `key_ranges` says which keys belong to which split.
+
+    One split: a launch of one program, which stores out. More: a first launch with one program a split, and a second
+    with one program that merges. A program of the first launch stores out and lse of its keys into tensors that you
+    make with `meter.empty(name, shape)` before the launch; the merging program loads each of them once. A program that
+    walks over keys loads all of q once, and its keys in blocks of at most block_k, from the first to the last.
+
+    The tests' meters have room for 2·rows·d + 2·block_k·d + rows·block_k + 4·rows numbers, so work in place and in
+    scopes, as in chapter 10. `tile.log_()` takes the logarithm in place.
+
+    Example: 2 rows, d = 4, 10 keys. One split reads 8 + 80 numbers and writes 8. Two splits read 2 · 8 + 80 for the
+    keys and 2 · 2 · (4 + 1) for the merge, and write 2 · 2 · (4 + 1) + 8.
+    """
+    raise NotImplementedError("decode_on_meter: your code here")
+
+
+# ---- Task 3 (bug hunt): several tokens, a padded cache. Prepared by "Any set of keys will do" and "Rows of a tile".
+
+
+def hasty_split_decode(q: Tensor, k: Tensor, v: Tensor, *, seq_len: int, num_splits: int) -> tuple[Tensor, Tensor]:
+    """Somebody's draft of `split_decode`. `out` is right for one new token, a full cache, small scores."""
+    q_len, group, d = q.shape
+    rows = q.reshape(q_len * group, d)
+    place = torch.arange(q_len * group) % q_len  # of each row's token
+    if q_len == 1:
+        place = place + k.shape[0] - 1
+    size = math.ceil(k.shape[0] / num_splits)
+    outs, lses = [], []
+    for s in range(num_splits):
+        keys = torch.arange(s * size, min((s + 1) * size, k.shape[0]))
+        scores = rows @ k[keys].T / math.sqrt(d)
+        scores = scores.masked_fill(keys[None, :] > place[:, None], -math.inf)
+        outs.append(torch.softmax(scores, dim=1) @ v[keys])
+        lses.append(torch.logsumexp(scores, dim=1))
+    weights = torch.exp(torch.stack(lses))
+    out = (weights[:, :, None] * torch.stack(outs)).sum(dim=0) / weights.sum(dim=0)[:, None]
+    lse = torch.log2(weights.sum(dim=0))
+    return out.reshape(q_len, group, -1), lse.reshape(q_len, group)
+
+
+def split_decode(q: Tensor, k: Tensor, v: Tensor, *, seq_len: int, num_splits: int) -> tuple[Tensor, Tensor]:
+    """`hasty_split_decode`, repaired: attention of the last q_len tokens of a sequence, its keys in splits. (out, lse).
+
+    q (q_len, group, d): the new tokens, for each of the query heads that share this KV head. k (capacity, d) and v
+    (capacity, dim) are slabs of a cache: keys 0 … seq_len − 1 are valid, those of the new tokens included; what stands
+    behind them may be anything, NaN too. Token i is at place seq_len − q_len + i and sees the keys up to its own.
+
+    Returns out (q_len, group, dim) and lse (q_len, group), natural log. Scores are q · k / sqrt(d) and may be as large
+    as 10,000. There may be more splits than keys, and a split may lie behind the place of some tokens. If
+    seq_len < q_len, the first tokens have no key: out is 0 and lse −inf, never NaN. No tensor of all rows times all
+    keys is made.
+
+    Example: q = [[[0.]], [[0.]]] (two tokens, one head), k = [[0.], [0.], [7.]], v = [[1.], [3.], [9.]], seq_len=2: the
+    first token sees the first key, the second one both: out = [[[1.]], [[2.]]], lse = [[0.], [ln 2]].
+    """
+    raise NotImplementedError("split_decode: your code here")
+
+
+# ---- Task 4: one φ for all splits, and a second run where it doesn't fit. Prepared by "One number for every maximum".
+
+
+def unified_decode(
+    q: Tensor, k: Tensor, v: Tensor, *, phi: float, band: tuple[float, float], num_splits: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(out, lse, fell_back) of one KV head by FlashDecoding++: no maximum, unless φ turns out not to fit.
+
+    q (rows, d), k (k_len, d), v (k_len, dim), float32; every row sees every key; scores are q · k / sqrt(d).
+    band  (low, high): a row's first result is kept only if low < lse − phi < high
+
+    First run, over the splits of `key_ranges`: sums of exp(score − phi) and of exp(score − phi) · value, simply added
+    up. out (rows, dim) and lse (rows,) follow from them. fell_back (rows,) is True for the rows that can't be kept: the
+    sum is outside the band, infinite or 0, or a number of the weighted sum isn't finite (large values overflow where
+    weights don't). Second run: those rows, and no others, are computed again from q, k and v with maxima. Their scores
+    may be as large as 10,000.
+
+    Rows that are kept never meet a maximum: their results are those of the first run. The tests count the FLOPs of
+    products, a run over r rows costs 2·r·k_len·(d + dim), and no tensor of rows × k_len numbers may be made.
+
+    Example: d = 1, q = [[1.], [200.]], k = [[0.], [1.]], v = [[0.], [4.]], phi = 0 and band (−5, 5). Row 0: the sum is
+    1 + e, lse = ln(1 + e) = 1.313, kept, out 2.924. Row 1: e²⁰⁰ overflows; it falls back, and is (4, 200).
+    """
+    raise NotImplementedError("unified_decode: your code here")
+
+
+# ---- Task 5: the right kernel for a shape. Prepared by "A table of kernels".
+
+
+def pick_kernel(seconds: dict[str, dict[int, float]], num_rows: int) -> str:
+    """The name of the kernel for a product of `num_rows` rows, from times measured once.
+
+    seconds  by kernel, then by number of rows; not every kernel was measured at every number, as some are made for few
+             rows only
+
+    A product doesn't get slower when it loses a row. So a kernel takes at most as long as at the next larger number of
+    rows (or the same) that it was measured at, and the kernel for which that is the least is taken; the first one in
+    `seconds` if several are equal. A kernel that wasn't measured at that many rows or more is left out. Beyond the
+    largest number of all, the times at that number decide.
+
+    Example: seconds = {"gemv": {1: 7.0, 4: 10.0}, "flat": {1: 9.0, 4: 8.0, 16: 16.0}}. 1 row: gemv. 2, 3 and 4 rows:
+    flat. 100 rows: flat.
+    """
+    raise NotImplementedError("pick_kernel: your code here")
