@@ -23,13 +23,14 @@ from notebook_pairing import ROOT
 LIMIT_S = 300  # for one cell: something hangs
 STARTUP_S = 120
 
-PEAK_MEMORY = """
+USAGE = """
+import time as _t
 try:
     import resource as _r, sys as _s
-    print(_r.getrusage(_r.RUSAGE_SELF).ru_maxrss * (1 if _s.platform == "darwin" else 1024))
+    print(_r.getrusage(_r.RUSAGE_SELF).ru_maxrss * (1 if _s.platform == "darwin" else 1024), _t.process_time())
 except ImportError:
     import psutil as _p
-    print(_p.Process().memory_info().peak_wset)
+    print(_p.Process().memory_info().peak_wset, _t.process_time())
 """
 
 
@@ -43,9 +44,12 @@ class ExecutionFailed(Exception):
 
 @dataclass(frozen=True)
 class Cost:
-    """Wall time from the kernel's start to its end, and the most memory that its process had."""
+    """What a notebook takes: wall time from the kernel's start to its end, seconds on processors (of all threads
+    together; the same on a busy machine), and the most memory that its process had.
+    """
 
     seconds: float
+    processor_s: float
     peak_bytes: int
 
     def __str__(self) -> str:
@@ -75,7 +79,7 @@ def execute(notebook: NotebookNode, folder: Path, recorded: str) -> Cost:
     """
     if sys.platform == "win32" and sys.version_info < (3, 14):
         asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
-    notebook.cells.append(nbformat.v4.new_code_cell(PEAK_MEMORY, id="peak-memory"))
+    notebook.cells.append(nbformat.v4.new_code_cell(USAGE, id="usage"))
     started: list[int] = []
     start = time.monotonic()
     try:
@@ -101,7 +105,8 @@ def execute(notebook: NotebookNode, folder: Path, recorded: str) -> Cost:
     if error is not None:
         raise _failure(started[-1] + 1 if started else 0, error) from None
     _tidy(notebook)
-    return Cost(time.monotonic() - start, int(probe.outputs[0].text))
+    peak_bytes, processor_s = probe.outputs[0].text.split()
+    return Cost(time.monotonic() - start, float(processor_s), int(peak_bytes))
 
 
 def _run(client: NotebookClient, manager: AsyncKernelManager, variables: dict[str, str]) -> Exception | None:
