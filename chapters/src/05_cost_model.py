@@ -686,8 +686,9 @@ plots.show(fig, alt="Thirteen published token rates with the bound and the estim
 #
 # ### This machine
 #
-# At home we needn't assume 0.7. We measure the *pieces*: the products alone, attention alone, and everything else; none
-# is fitted to a whole step. Their sum predicts steps that were not measured yet.
+# At home we needn't assume 0.7. We measure the *pieces*: products, attention, and everything else, in turn as a step
+# runs them, each on a clock of its own. (Products alone, again and again, would find weights in the nearest cache and
+# threads awake.) None is fitted to a whole step. Their sum predicts steps that were not measured yet.
 
 # %%
 from minillm.bench import predict

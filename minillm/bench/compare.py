@@ -32,6 +32,10 @@ class Spread:
         return cls(median, low, high)
 
 
+class Parts(dict[str, float]):
+    """Seconds of a candidate's parts by name: what a candidate returns that holds the clock itself."""
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Times of the rounds that were kept: `seconds[name][i]` and `probes[i]` belong to the same round. Probes are
@@ -76,8 +80,8 @@ def compare(
     are done.
 
     probe: a rate reached now, bytes/s or FLOP/s; None = keep every round. Each candidate is called once
-    beforehand, off the clock. The order rotates, so that none always follows the same neighbour. Raises
-    ValueError without candidates or rounds.
+    beforehand, off the clock. The order rotates, so that none always follows the same neighbour. The seconds of `Parts`
+    that a candidate returns stand beside its own. Raises ValueError without candidates or rounds.
     """
     if not candidates or rounds < 1:
         raise ValueError(f"expected candidates and at least 1 round, got {list(candidates)} and {rounds}")
@@ -91,17 +95,20 @@ def compare(
         if probe is not None:
             probes.append(probe())
         first = len(times) % len(names)
-        times.append({name: _seconds(candidates[name]) for name in names[first:] + names[:first]})
+        times.append({})
+        for name in names[first:] + names[:first]:
+            times[-1] |= _seconds(name, candidates[name])
         kept = [i for i in range(len(times)) if not probes or probes[i] >= PROBE_SHARE * max(probes)]
         on_round()
     return Comparison(
-        seconds={name: [times[i][name] for i in kept] for name in names},
+        seconds={name: [times[i][name] for i in kept] for name in times[0]},
         probes=[probes[i] for i in kept] if probes else [],
         num_discarded=len(times) - len(kept),
     )
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def _seconds(name: str, call: Callable[[], object]) -> dict[str, float]:
     started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
+    result = call()
+    seconds = time.perf_counter() - started
+    return {name: seconds} | (result if isinstance(result, Parts) else {})

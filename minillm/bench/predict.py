@@ -3,8 +3,10 @@
     predicted = products(rows) + attention(batch, tokens) + the rest(rows)
 
 Pieces are timed at a few sizes and read off between them along straight lines; a whole step is never used for its own
-prediction. All take turns in the same rounds, and an error is the median over rounds of predicted ÷ measured, so that
-a machine that is slower for a minute is slower for both.
+prediction. Those of one size run in turn as they do in a step, each on a clock of its own: products alone, again and
+again, would find weights in the nearest cache, and threads awake, that a step finds there no more. All sizes take turns
+in the same rounds, and an error is the median over rounds of predicted ÷ measured, so that a machine that is slower for
+a minute is slower for both.
 """
 
 from __future__ import annotations
@@ -12,13 +14,12 @@ from __future__ import annotations
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
-from minillm.bench.compare import Comparison, Spread, compare
+from minillm.bench.compare import Comparison, Parts, Spread, compare
 from minillm.bench.decode import fast_copy, load_size
 from minillm.bench.pieces import Call, attention, products, the_rest, whole_step
 from minillm.fast_linears import can_use_fast_linears
@@ -36,7 +37,7 @@ class Plan:
     batch_sizes  of the decode steps; `decode_len` tokens in each sequence after the step
     decode_lens  at which attention of a decode step is timed
     prompt_lens  of the prefills, one sequence each; attention of a prefill is timed at each
-    least_s      a candidate repeats its call until it takes this long
+    least_s      a candidate repeats its calls until they take this long
     """
 
     rounds: int = 20
@@ -116,17 +117,12 @@ def measure(size: str, plan: Plan, probe: ReadProbe, on_round: Callable[[], obje
     steps = [Step(batch, 1, min(plan.decode_len, decode_lens[-1])) for batch in plan.batch_sizes]
     steps += [Step(1, prompt_len, prompt_len) for prompt_len in prompt_lens]
     fast = fast_copy(model)
-    calls = _pieces(fast, plan, decode_lens, prompt_lens) | {
-        _whole(step): whole_step(fast, step.batch_size, step.query_len, step.seq_len) for step in steps
-    }
-    candidates, repeats = _repeated(calls, plan.least_s)
+    turns = [*_turns(fast, plan, decode_lens, prompt_lens)]
+    turns += [[(_whole(step), whole_step(fast, step.batch_size, step.query_len, step.seq_len))] for step in steps]
+    candidates = {f"turn {number}": InTurn(turn, plan.least_s) for number, turn in enumerate(turns)}
     timed = compare(candidates, rounds=plan.rounds, probe=lambda: probe.bytes_per_s(repeats=2), on_round=on_round)
-    # Seconds of one call, not of a candidate's several.
-    single = Comparison(
-        {name: [seconds / repeats[name] for seconds in times] for name, times in timed.seconds.items()},
-        timed.probes,
-        timed.num_discarded,
-    )
+    parts = {name: times for name, times in timed.seconds.items() if name not in candidates}
+    single = Comparison(parts, timed.probes, timed.num_discarded)
     return Result(
         size=size,
         linears="fast" if can_use_fast_linears() else "core",
@@ -181,36 +177,43 @@ def interpolate(xs: Sequence[int], ys: Sequence[float], x: int) -> float:
     return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
 
 
-def _pieces(model: Transformer, plan: Plan, decode_lens: Sequence[int], prompt_lens: Sequence[int]) -> dict[str, Call]:
-    calls: dict[str, Call] = {}
+class InTurn:
+    """Calls that run one after the other, and again until `least_s` have passed, each on a clock of its own.
+
+    Returns `Parts`: seconds of one call by name. A name that occurs twice gets its mean.
+    """
+
+    def __init__(self, turn: Sequence[tuple[str, Call]], least_s: float) -> None:
+        self.turn = list(turn)
+        self.repeats = 1
+        self()  # compiles
+        self.repeats = max(1, math.ceil(least_s / sum(self().values())))
+
+    def __call__(self) -> Parts:
+        seconds: dict[str, list[float]] = {name: [] for name, _ in self.turn}
+        for _ in range(self.repeats):
+            for name, call in self.turn:
+                started = time.perf_counter()
+                call()
+                seconds[name].append(time.perf_counter() - started)
+        return Parts({name: sum(times) / len(times) for name, times in seconds.items()})
+
+
+def _turns(
+    model: Transformer, plan: Plan, decode_lens: Sequence[int], prompt_lens: Sequence[int]
+) -> Iterator[list[tuple[str, Call]]]:
+    """What is measured together: the pieces of one size, in the order of a step."""
     most_sequences = max(plan.batch_sizes)
     for rows in plan.rows:
         # As many sequences of one token up to the largest batch, one sequence beyond.
         shape = (rows, 1) if rows <= most_sequences else (1, rows)
-        calls[f"products {rows}"] = products(model, *shape)
-        calls[f"rest {rows}"] = the_rest(model, *shape)
-    for batch_size in plan.batch_sizes:
-        for seq_len in decode_lens:
-            calls[f"attention {batch_size} {seq_len}"] = attention(model, batch_size, 1, seq_len)
+        around = [(f"products {rows}", products(model, *shape)), (f"rest {rows}", the_rest(model, *shape))]
+        turn = list(around)
+        for seq_len in decode_lens if rows in plan.batch_sizes else ():
+            turn += [(f"attention {rows} {seq_len}", attention(model, rows, 1, seq_len)), *around]
+        yield turn
     for prompt_len in prompt_lens:
-        calls[f"attention {prompt_len}"] = attention(model, 1, prompt_len, prompt_len)
-    return calls
-
-
-def _repeated(calls: dict[str, Call], least_s: float) -> tuple[dict[str, Call], dict[str, int]]:
-    """Each call several times over, so that it takes `least_s` or longer; and how many times."""
-
-    def several(call: Call, count: int) -> None:
-        for _ in range(count):
-            call()
-
-    repeats = {}
-    for name, call in calls.items():
-        call()
-        started = time.perf_counter()
-        call()
-        repeats[name] = max(1, math.ceil(least_s / (time.perf_counter() - started)))
-    return {name: partial(several, call, repeats[name]) for name, call in calls.items()}, repeats
+        yield [(f"attention {prompt_len}", attention(model, 1, prompt_len, prompt_len))]
 
 
 def _whole(step: Step) -> str:

@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from minillm import __version__
 from minillm.cli import bench, demo, generate, plan, train
+from minillm.perf.freed_memory import keep_freed_memory
 
 COMMANDS = (generate, train, plan, bench, demo)
 
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in argv
     try:
         args = make_parser().parse_args(argv)
+        keep_freed_memory()
         status: int = args.run(args)
         sys.stdout.flush()
         return status

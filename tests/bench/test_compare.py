@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from minillm.bench import compare as module
-from minillm.bench.compare import Comparison, Spread, compare
+from minillm.bench.compare import Comparison, Parts, Spread, compare
 
 
 def test_candidates_take_turns_and_the_order_rotates() -> None:
@@ -24,11 +24,23 @@ def test_candidates_take_turns_and_the_order_rotates() -> None:
 def test_disturbed_rounds_are_discarded(monkeypatch: pytest.MonkeyPatch) -> None:
     probes = iter([80.0, 100.0, 89.0, 91.0, 95.0])
     durations = iter([1.0, 2.0, 3.0, 4.0, 5.0])
-    monkeypatch.setattr(module, "_seconds", lambda call: next(durations))
+    monkeypatch.setattr(module, "_seconds", lambda name, call: {name: next(durations)})
     result = compare({"a": lambda: None}, rounds=3, probe=lambda: next(probes))
     # 80 stood until 100 came; 89 is below 90 % of it.
     assert result.probes == [100.0, 91.0, 95.0]
     assert result.seconds["a"] == [2.0, 4.0, 5.0] and result.num_discarded == 2
+
+
+def test_a_candidate_with_a_clock_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    probes = iter([80.0, 100.0, 91.0])
+    parts = iter([9.0, 1.0, 2.0, 3.0])
+    result = compare(
+        {"a": lambda: Parts({"left": next(parts), "right": 0.5}), "b": lambda: {"left": 7.0}},
+        rounds=2,
+        probe=lambda: next(probes),
+    )
+    assert result.seconds["left"] == [2.0, 3.0] and result.seconds["right"] == [0.5, 0.5]  # rounds that were kept
+    assert set(result.seconds) == {"a", "b", "left", "right"} and len(result.seconds["a"]) == 2
 
 
 def test_a_restless_machine_ends_too() -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from minillm.bench.compare import Comparison
+from minillm.bench.compare import Comparison, Parts
 from minillm.bench.decode import SIZES, fast_copy, random_model
 from minillm.bench.pieces import attention, products, the_rest, whole_step
-from minillm.bench.predict import QUICK, Step, forecast, interpolate, measure
+from minillm.bench.predict import QUICK, InTurn, Step, forecast, interpolate, measure
 from minillm.bench.predict_report import as_document, error, table, write_plot
 from minillm.cli import main
 from minillm.model.transformer import Transformer
@@ -72,6 +73,17 @@ def test_pieces_leave_the_model_alone_and_can_be_repeated(model: Transformer) ->
             call()
     assert [type(module) for module in model.modules()] == modules
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_pieces_in_turn() -> None:
+    called = []
+    calls = {name: lambda name=name: called.append(name) for name in "pqr"}
+    turn = InTurn([("p", calls["p"]), ("q", calls["q"]), ("p", calls["p"]), ("r", calls["r"])], least_s=0.0)
+    called.clear()
+    parts = turn()
+    assert called == list("pqpr") and set(parts) == set("pqr") and isinstance(parts, Parts)
+    slow = InTurn([("slow", lambda: time.sleep(2e-3)), ("p", calls["p"])], least_s=9e-3)
+    assert 2 <= slow.repeats <= 5 and 2e-3 <= slow()["slow"] < 8e-3  # seconds of one call, not of several
 
 
 def test_lines() -> None:
