@@ -19,7 +19,7 @@ Reading order:
 Imported by name only:
 
     metered          naive, v1, v2 on the memory-hierarchy meter, with metered_flash, sram_budget, metered_decoding
-    cpu_decoding     FlashDecoding on CPU cores, a split a thread (needs numba)
+    cpu_decoding     FlashDecoding on CPU cores, a split a thread (needs numba), with the products of `cpu_tiles`
 """
 
 from minillm.attention.flash import flash_attention

@@ -160,9 +160,7 @@ def _out_in_parallel(
 
 
 @njit(cache=True, nogil=True)
-def _out_part(
-    wide: Any, x: Any, out: Any, residual: Any, part: int, parts: int
-) -> None:  # pragma: no cover (compiled)
+def _out_part(wide: Any, x: Any, out: Any, residual: Any, part: int, parts: int) -> None:  # pragma: no cover (compiled)
     wo, bo = out
     first, last = wo.shape[0] * part // parts, wo.shape[0] * (part + 1) // parts
     rows_of_w(wide, wo, bo, residual, first, last)

@@ -17,7 +17,7 @@ from minillm.gemm.tile import host_vector_unit
 # Compiled code in numba's cache belongs to a processor and its features, and so do these.
 UNIT = host_vector_unit()
 
-FLOAT, INDEX = ir.FloatType(), ir.IntType(64)
+FLOAT, BFLOAT16, INDEX = ir.FloatType(), ir.IntType(16), ir.IntType(64)  # numba knows no bfloat16: uint16, its bits
 FLOAT32_BYTES = 4
 
 
@@ -26,10 +26,10 @@ def data_of(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
     return context.make_array(array_type)(context, builder, array).data
 
 
-def at(builder: Any, data: Any, *offsets: Any) -> Any:
+def at(builder: Any, data: Any, *offsets: Any, element: Any = FLOAT) -> Any:
     """The address that many numbers further on."""
     for offset in offsets:
-        data = builder.gep(data, [offset], source_etype=FLOAT)
+        data = builder.gep(data, [offset], source_etype=element)
     return data
 
 
@@ -42,6 +42,14 @@ def load(builder: Any, address: Any, lanes: int) -> Any:
     """`lanes` numbers that lie side by side, at any alignment."""
     vector = ir.VectorType(FLOAT, lanes)
     return builder.load(builder.bitcast(address, vector.as_pointer()), align=FLOAT32_BYTES, typ=vector)
+
+
+def load_bfloat16(builder: Any, address: Any, lanes: int) -> Any:
+    """`lanes` bfloat16 numbers that lie side by side, as float32: their bits are the upper half of one."""
+    halves, words = (ir.VectorType(ir.IntType(bits), lanes) for bits in (16, 32))
+    loaded = builder.load(builder.bitcast(address, halves.as_pointer()), align=2, typ=halves)
+    shifted = builder.shl(builder.zext(loaded, words), ir.Constant(words, [16] * lanes))
+    return builder.bitcast(shifted, ir.VectorType(FLOAT, lanes))
 
 
 def store(builder: Any, value: Any, address: Any) -> None:
@@ -61,6 +69,27 @@ def multiply_add(builder: Any, x: Any, y: Any, z: Any) -> Any:
     name = f"llvm.fmuladd.v{x.type.count}f32"
     function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(x.type, [x.type] * 3), name)
     return builder.call(function, [x, y, z])
+
+
+def sum_of_lanes(builder: Any, vector: Any) -> Any:
+    """The sum of a vector's numbers, in an order that the processor likes."""
+    name = f"llvm.vector.reduce.fadd.v{vector.type.count}f32"
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(FLOAT, [FLOAT, vector.type]), name)
+    return builder.call(function, [ir.Constant(FLOAT, -0.0), vector], fastmath=("reassoc",))
+
+
+def larger(builder: Any, x: Any, y: Any) -> Any:
+    """The larger of two vectors' numbers lane by lane; NaN counts as missing."""
+    name = f"llvm.maxnum.v{x.type.count}f32"
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(x.type, [x.type] * 2), name)
+    return builder.call(function, [x, y])
+
+
+def largest_lane(builder: Any, vector: Any) -> Any:
+    """The largest of a vector's numbers; NaN counts as missing."""
+    name = f"llvm.vector.reduce.fmax.v{vector.type.count}f32"
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(FLOAT, [vector.type]), name)
+    return builder.call(function, [vector])
 
 
 def prefetch(builder: Any, address: Any) -> None:

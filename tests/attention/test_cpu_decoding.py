@@ -30,7 +30,7 @@ def assert_close(ours: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], t
     seq_lens=st.lists(st.integers(0, 3 * TILE), min_size=1, max_size=4),
     num_kv_heads=st.integers(1, 3),
     group=st.integers(1, 9),
-    dims=st.sampled_from([(1, 1), (5, 3), (16, 16), (24, 40)]),
+    dims=st.sampled_from([(1, 1), (5, 3), (16, 16), (24, 40), (64, 128), (100, 90)]),
     num_threads=st.integers(1, 7),
     bfloat16=st.booleans(),
 )
@@ -69,6 +69,14 @@ def test_slices_of_a_cache_are_read_in_place() -> None:
     assert_close(decode_on_cpu(q, k, v, num_threads=3), naive_attention(q, k, v), 1e-5)
     every_other = slab_k[::2, ::2], slab_v[:2, :20]
     assert_close(decode_on_cpu(q, *every_other, num_threads=3), naive_attention(q, *every_other), 1e-5)
+
+
+@pytest.mark.parametrize("num_heads", [1, 16])
+def test_values_that_are_a_slice_of_the_keys(num_heads: int) -> None:
+    slab = random_tensor(0, 2, 70, 1, 24, dtype=torch.float32)  # absorbed MLA: latent and rotated part
+    q = random_tensor(1, 2, 1, num_heads, 24, dtype=torch.float32)
+    k, v = slab[:, :67], slab[:, :67, :, :16]
+    assert_close(decode_on_cpu(q, k, v, num_threads=2), naive_attention(q, k, v), 1e-5)
 
 
 @pytest.mark.parametrize("offset", [0.0, -1e4, 1e4])
