@@ -12,11 +12,13 @@ import math
 import torch
 from torch import Tensor
 
-from minillm.perf.meter import Counts, HbmTensor, Meter
+from minillm.perf.meter import HbmTensor, Meter
 
 
 def key_ranges(k_len: int, num_splits: int) -> list[slice]:
-    """For free: k_len keys in min(num_splits, k_len) slices of nearly the same length, none empty."""
+    """For free: k_len keys in min(num_splits, k_len) slices of nearly the same length, none empty; no slice for no keys."""
+    if k_len == 0:
+        return []
     num_splits = min(num_splits, k_len)
     edges = [k_len * i // num_splits for i in range(num_splits + 1)]
     return [slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
@@ -25,33 +27,39 @@ def key_ranges(k_len: int, num_splits: int) -> list[slice]:
 # ---- Task 1 (prediction): how many splits? Prepared by "How many splits?".
 
 
-def choose_splits(units: int, k_len: int, num_sms: int, *, part_cost: int, max_splits: int) -> tuple[int, int]:
+def choose_splits(
+    units: int, k_len: int, num_sms: int, *, part_cost: int, launch_cost: int, max_splits: int
+) -> tuple[int, int]:
     """(number of splits, predicted time of the step): the fastest of 1 … max_splits, the fewest splits if several are.
 
-    units      pairs of a sequence and a KV head; each has k_len keys to read
-    num_sms    SMs, each works on one program at a time; programs run in waves, and a partly filled wave takes as long
-               as a full one
-    part_cost  what it costs to write or to read one partial result
+    units        pairs of a sequence and a KV head; each has k_len keys to read
+    num_sms      SMs, each works on one program at a time; programs run in waves, and a partly filled wave takes as long
+                 as a full one
+    part_cost    what it costs a program to write, or to read, one partial result
+    launch_cost  what each launch costs before its programs start, which the chapter's T(S) leaves out
 
-    Times are counted in keys: reading a key and its value takes 1. The step is
+    Times are counted in keys: reading a key and its value takes 1. With one split there is one launch, and no partial
+    result. With more there is a second launch, in which one program a unit reads all partial results of its unit. The
+    longest split of a launch decides how long its programs take.
 
-    * one split: a launch of `units` programs of k_len keys each, and nothing else;
-    * s > 1 splits: a launch of units · s programs, each of ceil(k_len / s) keys and one partial result written, and a
-      second launch of `units` programs that read s partial results each.
-
-    Example: 2 units, 100 keys, 8 SMs, part_cost 3. One split: 100. Four: one wave of 25 + 3, then 4 · 3: 40. Five: two
-    waves of 20 + 3, then 15: 61. With max_splits=5, the answer is (4, 40).
+    Example: 2 units, 100 keys, 8 SMs, part_cost 3, launch_cost 5. One split: 5 + 100 = 105. Four: 5 + 25 + 3 for one
+    wave, then 5 + 4 · 3: 50. Five: two waves of 20 + 3, then 15, and 10 for the launches: 71. With max_splits=5, the
+    answer is (4, 50).
     """
     raise NotImplementedError("choose_splits: your code here")
 
 
-# ---- Task 2: split and merge on the meter. Prepared by "Any set of keys will do" and "What splitting costs".
+# ---- Task 2: split and merge on the meter. Prepared by "The naive version", "Any set of keys will do"
+# and "What splitting costs".
 
 
 def decode_on_meter(
     meter: Meter, q: HbmTensor, k: HbmTensor, v: HbmTensor, out: HbmTensor, *, num_splits: int, block_k: int
-) -> Counts:
-    """out = softmax(q kᵀ / sqrt(d)) v in one launch, or in two if the keys are split. Returns `meter.total`.
+) -> tuple[Tensor, int, int]:
+    """out = softmax(q kᵀ / sqrt(d)) v in one launch, or in two if the keys are split.
+
+    Returns what lies in out then, `out.result()`, and the bytes read and written: `meter.total` has `bytes_read` and
+    `bytes_written`.
 
     q (rows, d) are the query heads of one KV head at one token, k and v (k_len, d) the cache, out (rows, d) is empty;
     all lie in the meter's HBM. Every row sees every key. `key_ranges` says which keys belong to which split.
@@ -61,8 +69,11 @@ def decode_on_meter(
     make with `meter.empty(name, shape)` before the launch; the merging program loads each of them once. A program that
     walks over keys loads all of q once, and its keys in blocks of at most block_k, from the first to the last.
 
-    The tests' meters have room for 2·rows·d + 2·block_k·d + rows·block_k + 4·rows numbers, so work in place and in
-    scopes, as in chapter 10. `tile.log_()` takes the logarithm in place.
+    Scores may be as large as 10,000. The tests' meters have room for 2·rows·d + 2·block_k·d + rows·block_k + 4·rows
+    numbers, so work in place and in scopes, as in chapter 10. A launch is `with meter.kernel(name) as kernel`, a program
+    `with kernel.program(i) as p`. p has `load`, `zeros`, `full(shape, number)`, `matmul(a, b, into=c)`, which adds to c,
+    `scope` and `store(tile, hbm)`; a tile has `T`, `row_max`, `row_sum`, `maximum_`, `exp_`, `log_`, `copy_` and the
+    operators `@ *= += -= /=`.
 
     Example: 2 rows, d = 4, 10 keys. One split reads 8 + 80 numbers and writes 8. Two splits read 2 · 8 + 80 for the
     keys and 2 · 2 · (4 + 1) for the merge, and write 2 · 2 · (4 + 1) + 8.
@@ -103,8 +114,8 @@ def split_decode(q: Tensor, k: Tensor, v: Tensor, *, seq_len: int, num_splits: i
 
     Returns out (q_len, group, dim) and lse (q_len, group), natural log. Scores are q · k / sqrt(d) and may be as large
     as 10,000. There may be more splits than keys, and a split may lie behind the place of some tokens. If
-    seq_len < q_len, the first tokens have no key: out is 0 and lse −inf, never NaN. No tensor of all rows times all
-    keys is made.
+    seq_len < q_len, the first tokens have no key: out is 0 and lse −inf, never NaN; seq_len may be 0. With more than one
+    split no tensor of all rows times all keys is made.
 
     Example: q = [[[0.]], [[0.]]] (two tokens, one head), k = [[0.], [0.], [7.]], v = [[1.], [3.], [9.]], seq_len=2: the
     first token sees the first key, the second one both: out = [[[1.]], [[2.]]], lse = [[0.], [ln 2]].
@@ -125,12 +136,13 @@ def unified_decode(
 
     First run, over the splits of `key_ranges`: sums of exp(score − phi) and of exp(score − phi) · value, simply added
     up. out (rows, dim) and lse (rows,) follow from them. fell_back (rows,) is True for the rows that can't be kept: the
-    sum is outside the band, infinite or 0, or a number of the weighted sum isn't finite (large values overflow where
-    weights don't). Second run: those rows, and no others, are computed again from q, k and v with maxima. Their scores
-    may be as large as 10,000.
+    logarithm of the sum, lse − phi, is outside the band (infinite, if the sum is infinite or 0), or a number of the
+    weighted sum isn't finite (large values overflow where weights don't). Second run, over the same splits: those rows,
+    and no others, are computed again from q, k and v with maxima. Their scores may be as large as 10,000.
 
-    Rows that are kept never meet a maximum: their results are those of the first run. The tests count the FLOPs of
-    products, a run over r rows costs 2·r·k_len·(d + dim), and no tensor of rows × k_len numbers may be made.
+    Rows that are kept never meet a maximum: where all rows fit, the tests look for operations that search one. They
+    count the FLOPs of products, too: a run over r rows costs 2·r·k_len·(d + dim). With more than one split no tensor of
+    rows × k_len numbers may be made.
 
     Example: d = 1, q = [[1.], [200.]], k = [[0.], [1.]], v = [[0.], [4.]], phi = 0 and band (−5, 5). Row 0: the sum is
     1 + e, lse = ln(1 + e) = 1.313, kept, out 2.924. Row 1: e²⁰⁰ overflows; it falls back, and is (4, 200).

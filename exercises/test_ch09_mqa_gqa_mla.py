@@ -32,8 +32,8 @@ RANK = Task(
 GROUPED = Task(
     "grouped_decode",
     hints=(
-        "q.unflatten(0, (num_kv_heads, group)) puts heads that share a KV head side by side. What is summed?",
-        'scores = einsum("hgd,nhd->hgn", grouped_q, k): h is in both, g only in q, d is summed.',
+        "Which query heads read the same key? Give them an axis of their own, beside the KV heads.",
+        "q.unflatten(0, (num_kv_heads, -1)): now which axes do q and K share, which is summed, which are kept?",
     ),
     forbids=(
         "minillm.attention.naive_attention",
@@ -46,7 +46,7 @@ POOL = Task(
     "pool_heads",
     hints=(
         "Give the weight four axes first: new head, head in its group, row in the head, column.",
-        "weight.unflatten(0, (num_kv_heads, -1, head_dim)): now average over the second axis, and flatten.",
+        "unflatten(0, …) splits the rows and leaves a column axis alone, where there is one. Average over the group.",
     ),
     forbids=("minillm.model.convert_heads.pool_kv_heads",),
 )
@@ -65,8 +65,8 @@ ABSORBED = Task(
     "absorbed_attention",
     hints=(
         "q · (W_UK c) = (W_UKᵀ q) · c. What shape has W_UKᵀ q for all heads? Then do the same behind the sum.",
-        "q_latent = q_nope W_UK (num_heads, kv_lora_rank); scores = [q_latent, q_rope] · cache rows; mix the latents "
-        "with the weights; apply each head's W_UV to its mixture.",
+        "Once moved, a query is as wide as a cache row, and all heads have the same keys: the rows. Mix their first "
+        "kv_lora_rank numbers; each head's W_UV then has one vector to expand.",
     ),
     forbids=(
         "minillm.attention.naive_attention",
@@ -85,32 +85,33 @@ ABSORBED = Task(
 
 @graded(COST, points=1)
 def test_query_heads_multiply_and_kv_heads_are_read(student):
-    assert student.decode_cost(1, num_heads=4, num_kv_heads=2, k_head_dim=3, v_head_dim=5) == (64, 32)
+    small = student.decode_cost(1, num_heads=4, num_kv_heads=2, k_head_dim=3, v_head_dim=5)
     flops, num_bytes = student.decode_cost(
         7, num_heads=12, num_kv_heads=4, k_head_dim=6, v_head_dim=10, bytes_per_number=4
     )
+    assert small == (64, 32)
     assert (flops, num_bytes) == (7 * 12 * (6 + 10) * 2, 7 * 4 * (6 + 10) * 4)
 
 
 @graded(COST, points=1)
 def test_is_what_products_and_slabs_really_are(student):
-    num_heads, num_kv_heads, head_dim, num_keys = 6, 2, 5, 11
-    k = torch.zeros(num_keys, num_kv_heads, head_dim)
-    q = torch.zeros(num_heads, head_dim)
+    num_heads, num_kv_heads, num_keys = 6, 2, 11
+    k, v = torch.zeros(num_keys, num_kv_heads, 5), torch.zeros(num_keys, num_kv_heads, 3)
+    q = torch.zeros(num_heads, 5)
     counted = 0
     for head in range(num_heads):
-        keys = k[:, head // 3]
+        keys, values = k[:, head // 3], v[:, head // 3]
         counted += count_flops(lambda: q[head : head + 1] @ keys.T)  # noqa: B023
-        counted += count_flops(lambda: torch.zeros(1, num_keys) @ keys)  # noqa: B023
+        counted += count_flops(lambda: torch.zeros(1, num_keys) @ values)  # noqa: B023
     flops, num_bytes = student.decode_cost(
         num_keys,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
-        k_head_dim=head_dim,
-        v_head_dim=head_dim,
+        k_head_dim=5,
+        v_head_dim=3,
         bytes_per_number=4,
     )
-    assert (flops, num_bytes) == (counted, 2 * k.nbytes)
+    assert (flops, num_bytes) == (counted, k.nbytes + v.nbytes)
 
 
 @graded(COST, points=1)
@@ -128,8 +129,8 @@ def test_absorbed_latents_are_read_once_for_keys_and_values(student):
 
 @graded(RANK, points=1)
 def test_eight_heads_four_kv_heads_two_devices(student):
-    assert student.heads_of_rank(8, 4, 2, 0) == (range(0, 4), range(0, 2))
-    assert student.heads_of_rank(8, 4, 2, 1) == (range(4, 8), range(2, 4))
+    dealt = [student.heads_of_rank(8, 4, 2, rank) for rank in range(2)]
+    assert dealt == [(range(0, 4), range(0, 2)), (range(4, 8), range(2, 4))]
 
 
 @graded(RANK, points=1)
@@ -143,21 +144,22 @@ def test_a_kv_head_is_held_by_every_device_that_reads_it(student):
 @graded(RANK, points=1)
 def test_every_head_finds_its_key_for_all_divisions(student):
     for num_heads, num_kv_heads, tp_size in ((8, 8, 4), (12, 4, 2), (12, 4, 4), (32, 8, 16), (64, 8, 8), (6, 3, 1)):
-        dealt = []
-        for rank in range(tp_size):
-            query_heads, kv_heads = student.heads_of_rank(num_heads, num_kv_heads, tp_size, rank)
-            dealt += query_heads
+        ranks = [student.heads_of_rank(num_heads, num_kv_heads, tp_size, rank) for rank in range(tp_size)]
+        assert [head for query_heads, _ in ranks for head in query_heads] == list(range(num_heads))
+        for query_heads, kv_heads in ranks:
             assert {head * num_kv_heads // num_heads for head in query_heads} == set(kv_heads)
             assert len(kv_heads) == max(1, num_kv_heads // tp_size)
-        assert dealt == list(range(num_heads))
 
 
 @graded(RANK, points=1)
 def test_refuses_what_does_not_divide(student):
-    for num_heads, num_kv_heads, tp_size in ((8, 4, 3), (12, 4, 3), (12, 4, 6), (71, 1, 2)):
-        with pytest.raises(ValueError):
-            student.heads_of_rank(num_heads, num_kv_heads, tp_size, 0)
-    assert student.heads_of_rank(12, 4, 12, 11) == (range(11, 12), range(3, 4))
+    assert student.heads_of_rank(24, 4, 12, 11) == (range(22, 24), range(3, 4))
+    for shape in ((8, 4, 3), (12, 4, 3), (12, 4, 6), (71, 1, 2)):
+        try:
+            dealt = student.heads_of_rank(*shape, 0)
+        except ValueError:
+            continue
+        pytest.fail(f"heads_of_rank{(*shape, 0)} must raise ValueError, and returned {dealt}")
 
 
 # ---- grouped_decode
@@ -174,10 +176,12 @@ def head_by_head(q, k, v, softmax_scale):
 
 @graded(GROUPED, points=1)
 def test_neighbours_share(student):
-    """Keys are zero, so that each head averages its values: 0 and 2 of the first KV head, 10 and 30 of the second."""
+    """Head 1 looks at the second token only, the others average: 0 and 2 of one KV head, 10 and 30 of the other."""
+    q = torch.tensor([[0.0], [100.0], [0.0], [0.0]])
+    k = torch.tensor([[[0.0], [0.0]], [[1.0], [1.0]]])
     v = torch.tensor([[[0.0], [10.0]], [[2.0], [30.0]]])
-    out = student.grouped_decode(torch.ones(4, 1), torch.zeros(2, 2, 1), v, 1.0)
-    assert out[:, 0].tolist() == [1.0, 1.0, 20.0, 20.0]
+    out = student.grouped_decode(q, k, v, 1.0)
+    assert out[:, 0].tolist() == [1.0, 2.0, 20.0, 20.0]
 
 
 @graded(GROUPED, points=1)
@@ -274,8 +278,8 @@ def test_a_lonely_token_gets_its_own_value(student, rng):
     torch.testing.assert_close(out[0], torch.einsum("mhd,hd->m", weights["w_o"], value))
 
 
-@graded(STEP, points=2)
-def test_the_cache_is_the_one_that_the_library_keeps(student, rng):
+def kept_by_both(student, rng):
+    """The cache rows that the student keeps for six tokens, and the library's."""
     model, attention, weights = latent_layer(rng)
     xs = torch.randn(6, 14, generator=rng, dtype=torch.float64)
     cache = ContiguousCache(model.layer_specs, 1, dtype=torch.float64)
@@ -283,7 +287,19 @@ def test_the_cache_is_the_one_that_the_library_keeps(student, rng):
     attention(xs[None], model.rope.cos_sin(torch.arange(6)[None], torch.float64), attend)
     _, kept = feed(student, weights, xs)
     assert kept.shape == (6, 10 + 4)
-    torch.testing.assert_close(kept, cache.k[0][0, :6, 0])
+    return kept, cache.k[0][0, :6, 0]
+
+
+@graded(STEP, points=1)
+def test_the_latents_in_the_cache_are_those_that_the_library_keeps(student, rng):
+    kept, expected = kept_by_both(student, rng)
+    torch.testing.assert_close(kept[:, :10], expected[:, :10])
+
+
+@graded(STEP, points=1)
+def test_the_shared_keys_in_the_cache_are_those_that_the_library_keeps(student, rng):
+    kept, expected = kept_by_both(student, rng)
+    torch.testing.assert_close(kept[:, 10:], expected[:, 10:])
 
 
 @graded(STEP, points=2)

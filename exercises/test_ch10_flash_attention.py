@@ -56,7 +56,7 @@ PADDED = Task(
     hints=(
         "Run the draft on the example, then on keys whose largest score comes first, and compare lse as well.",
         "Padding must weigh nothing: a score of -inf, not 0. All sums are relative to the new maximum, the tile's "
-        "weights too. -inf - -inf is NaN. The log is natural. A row without keys divides by 0.",
+        "weights too. -inf - -inf is NaN, and so is 0 · NaN. The log is natural. A row without keys divides by 0.",
     ),
     forbids=ATTENTIONS,
     max_elements=600,
@@ -123,7 +123,10 @@ def steps(student, scores, values, sizes):
     """The state after tiles of these sizes."""
     state = start(scores.shape[0], values.shape[1])
     for tile, part in zip(scores.split(sizes, dim=1), values.split(sizes), strict=True):
-        state = student.online_step(*state, tile, part)
+        kept = [x.clone() for x in state]
+        new_state = student.online_step(*state, tile, part)
+        assert all(map(torch.equal, state, kept)), "row_max, row_sum and acc belong to the caller: return new tensors"
+        state = new_state
     return state
 
 
@@ -288,6 +291,18 @@ def test_a_prompt_padded_on_the_left(student, rng):
 
 
 @graded(PADDED, points=1)
+def test_padding_may_hold_nan_and_inf(student, rng):
+    q, k, v = random(rng, 3, 4), random(rng, 9, 4), random(rng, 9, 2)
+    is_key = torch.arange(9) % 3 != 1
+    expected = dense(q, k[is_key], v[is_key])
+    k[1], v[1], k[4], v[4], v[7] = INF, -INF, math.nan, math.nan, INF
+    for block_q, block_k in ((3, 9), (2, 4)):
+        found = student.padded_flash(q, k, v, is_key, block_q=block_q, block_k=block_k)
+        close(found[0], expected[0])
+        close(found[1], expected[1])
+
+
+@graded(PADDED, points=1)
 def test_nothing_but_padding(student, rng):
     found = student.padded_flash(
         random(rng, 3, 4), random(rng, 5, 4), random(rng, 5, 2), torch.zeros(5, dtype=torch.bool), block_q=2, block_k=2
@@ -296,11 +311,13 @@ def test_nothing_but_padding(student, rng):
 
 
 @graded(PADDED, points=1)
-def test_makes_no_score_matrix(student, rng):
+def test_makes_no_score_matrix_and_picks_no_keys(student, rng):
     q, k, v = random(rng, 40, 4), random(rng, 50, 4), random(rng, 50, 4)  # 2000 pairs, tensors up to 600 numbers
-    is_key = torch.rand(50, generator=rng) < 0.7
-    found = student.padded_flash(q, k, v, is_key, block_q=8, block_k=8)
+    is_key = torch.arange(50) % 7 < 5  # some in every tile
+    found = []
+    flops = count_flops(lambda: found.extend(student.padded_flash(q, k, v, is_key, block_q=8, block_k=8)))
     close(found[0], dense(q, k[is_key], v[is_key])[0])
+    assert flops >= 4 * 40 * 50 * 4, "two products for each tile, padding included: it is masked, not cut out"
 
 
 # ---- flash_on_meter
@@ -312,10 +329,11 @@ def promised_room(q_len, k_len, d, block_q, block_k):
     return 2 * rows * d + 2 * keys * d + rows * keys + 4 * rows
 
 
-def run_on_meter(student, rng, q_len, k_len, d, block_q, block_k, causal=False, room_to_spare=0):
-    """The task on a meter with the SRAM that the docstring promises."""
-    meter = Meter(8 * (promised_room(q_len, k_len, d, block_q, block_k) + room_to_spare), dtype=torch.float64)
-    q, k, v = 2 * random(rng, q_len, d), random(rng, k_len, d), random(rng, k_len, d)
+def run_on_meter(student, rng, q_len, k_len, d, block_q, block_k, causal=False, room_to_spare=0, apart=0.0):
+    """The task on a meter with the SRAM that the docstring promises. Scores are about -apart² · sqrt(d)."""
+    room = promised_room(q_len, k_len, d, block_q, block_k) + room_to_spare
+    meter = Meter(8 * room, dtype=torch.float64, trace=True)
+    q, k, v = 2 * random(rng, q_len, d) + apart, random(rng, k_len, d) - apart, random(rng, k_len, d)
     hbm = [meter.hbm(name, x) for name, x in (("q", q), ("k", k), ("v", v))]
     out = meter.empty("out", (q_len, d))
     counts = student.flash_on_meter(meter, *hbm, out, block_q=block_q, block_k=block_k, causal=causal)
@@ -334,8 +352,9 @@ def test_one_program_and_one_tile(student, rng):
 def test_bytes_of_k_and_v_once_for_each_block_of_queries(student, rng):
     meter = run_on_meter(student, rng, 12, 16, 8, 4, 4)
     by_tensor = {name: (tensor.bytes_read // 8, tensor.bytes_written // 8) for name, tensor in meter.tensors.items()}
-    assert by_tensor["q"] == (12 * 8, 0) and by_tensor["out"] == (0, 12 * 8)
-    assert by_tensor["k"] == by_tensor["v"] == (3 * 16 * 8, 0)
+    assert by_tensor["q"] == (12 * 8, 0), "a program loads its rows of q once, before the loop"
+    assert by_tensor["out"] == (0, 12 * 8), "out is stored once, after the loop, and never read"
+    assert by_tensor["k"] == by_tensor["v"] == (3 * 16 * 8, 0), "each of the 3 programs reads k and v once"
     assert meter.total.hbm_bytes == 8 * (2 * 12 * 8 + 2 * 3 * 16 * 8)
     assert (meter.total.launches, meter.total.programs) == (1, 3)
 
@@ -343,7 +362,13 @@ def test_bytes_of_k_and_v_once_for_each_block_of_queries(student, rng):
 @graded(METER, points=1)
 def test_holds_no_more_than_it_needs_even_with_room_to_spare(student, rng):
     meter = run_on_meter(student, rng, 8, 12, 4, 4, 3, room_to_spare=1000)
-    assert meter.total.peak_sram_bytes <= 8 * promised_room(8, 12, 4, 4, 3)
+    assert meter.total.peak_sram_bytes <= 8 * promised_room(8, 12, 4, 4, 3), "free k, v and scores after each step"
+
+
+@graded(METER, points=1)
+def test_scores_far_below_zero(student, rng):
+    run_on_meter(student, rng, 4, 6, 4, 2, 3, apart=30)  # exp(-1800) is 0
+    run_on_meter(student, rng, 5, 5, 4, 2, 2, causal=True, apart=30)
 
 
 @graded(METER, points=1)
@@ -358,15 +383,18 @@ def test_lengths_that_no_block_divides(student, rng):
 def test_causal_loads_and_multiplies_only_what_is_seen(student, rng):
     for length, d, block_q, block_k in ((5, 4, 2, 2), (12, 4, 4, 4), (13, 4, 3, 5), (9, 3, 4, 2), (6, 2, 1, 3)):
         meter = run_on_meter(student, rng, length, length, d, block_q, block_k, causal=True)
-        keys = pairs = 0
+        keys = pairs = boundary = 0
         for i in range(0, length, block_q):
             last = min(i + block_q, length)
             seen = min(-(-last // block_k) * block_k, length)  # whole blocks
             keys += seen
             pairs += seen * (last - i)
-        assert meter.total.matmul_flops <= 4 * pairs * d
-        assert meter.total.bytes_read <= 8 * (length * d + 2 * keys * d)
+            boundary += sum(min(j + block_k, length) - 1 > i for j in range(0, seen, block_k))
+        assert meter.total.matmul_flops <= 4 * pairs * d, "multiplies blocks of keys that no query of a program sees"
+        assert meter.total.bytes_read <= 8 * (length * d + 2 * keys * d), "loads blocks of keys that nobody sees"
         assert meter.total.bytes_written == 8 * length * d
+        masks = sum(event.name == "mask" for event in meter.trace)
+        assert masks <= boundary, "masks blocks that all queries of a program see in full"
 
 
 # ---- flash_backward
@@ -405,13 +433,13 @@ def test_one_tile_equals_autograd(student, rng):
     check_backward(student, rng, 5, 5, 4, 4, 5, 5, causal=True)
 
 
-@graded(BACKWARD, points=2)
+@graded(BACKWARD, points=1)
 def test_many_tiles_and_tails_equal_autograd(student, rng):
     for q_len, k_len, block_q, block_k in ((6, 8, 2, 4), (7, 10, 3, 4), (5, 3, 1, 2)):
         check_backward(student, rng, q_len, k_len, 4, 5, block_q, block_k, causal=False)
 
 
-@graded(BACKWARD, points=2)
+@graded(BACKWARD, points=1)
 def test_causal_with_more_keys_than_queries(student, rng):
     for q_len, k_len, block_q, block_k in ((8, 8, 2, 2), (9, 9, 2, 4), (5, 12, 2, 3), (9, 10, 4, 3)):
         check_backward(student, rng, q_len, k_len, 4, 3, block_q, block_k, causal=True)
@@ -429,4 +457,4 @@ def test_five_products_for_each_visited_tile_and_no_score_matrix(student, rng):
         )
         for mine, theirs in zip(found, expected, strict=True):
             close(mine, theirs)
-        assert flops < 5.5 * 2 * visited * block * block * d
+        assert flops < 5.5 * 2 * visited * block * block * d, "more than five products for each tile that is seen"

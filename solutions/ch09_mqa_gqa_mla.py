@@ -14,7 +14,8 @@ from torch import Tensor
 from minillm.config import RopeConfig
 from minillm.model.rope import Rope, rotate
 
-# ---- Task 1 (prediction): what a step computes and reads. Prepared by "The naive version".
+# ---- Task 1 (prediction): what a step computes and reads. Prepared by "The naive version", "What it costs"
+# and "The real version".
 
 
 def decode_cost(
@@ -54,7 +55,8 @@ def heads_of_rank(num_heads: int, num_kv_heads: int, tp_size: int, tp_rank: int)
     more devices than KV heads, several devices hold the same one.
 
     Example: `heads_of_rank(8, 4, 2, 1) == (range(4, 8), range(2, 4))`: 4 query heads, 2 KV heads, each read by 2.
-    Raises ValueError unless `tp_size` divides `num_heads`, and divides `num_kv_heads` or is a multiple of it.
+    `num_kv_heads` divides `num_heads`, and 0 ≤ tp_rank < tp_size: no need to check. Raises ValueError unless `tp_size`
+    divides `num_heads`, and one of `tp_size` and `num_kv_heads` divides the other.
     """
     # BEGIN SOLUTION
     if num_heads % tp_size or (num_kv_heads % tp_size and tp_size % num_kv_heads):
@@ -75,8 +77,8 @@ def grouped_decode(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> Ten
     q (num_heads, head_dim); k and v (num_keys, num_kv_heads, head_dim). Returns (num_heads, head_dim).
     Query head h reads KV head h // (num_heads // num_kv_heads). There is nothing to mask.
 
-    K and V must not be repeated to `num_heads` heads, not even as a view: the graders reject any tensor larger than K.
-    Give q an axis for the group instead, or take the KV heads one by one.
+    K and V must not be repeated to `num_heads` heads, not even as a view: the graders reject any tensor that is larger
+    than K and than the scores. Give q an axis for the group instead, or take the KV heads one by one.
     """
     # BEGIN SOLUTION
     grouped = q.unflatten(0, (k.shape[1], -1))  # (num_kv_heads, group, head_dim)
@@ -108,7 +110,8 @@ def pool_heads(weight: Tensor, num_kv_heads: int, head_dim: int) -> Tensor:
     # END SOLUTION
 
 
-# ---- Task 5 (bug hunt): latent attention, step by step. Prepared by "Latent attention".
+# ---- Task 5 (bug hunt): latent attention, step by step. Prepared by "Latent attention",
+# "Why rotation is in the way" and "The real version".
 
 
 class LatentWeights(NamedTuple):
@@ -117,7 +120,7 @@ class LatentWeights(NamedTuple):
     w_q     (num_heads, nope_dim + rope_dim, hidden_size)   of each query head first the part without position
     w_down  (kv_lora_rank + rope_dim, hidden_size)          first the latent, then the key that all heads share
     norm    (kv_lora_rank,)                                 the weight of the latent's RMSNorm
-    w_up    (num_heads, nope_dim + v_dim, kv_lora_rank)     of each head W_UK over W_UV
+    w_up    (num_heads, nope_dim + v_dim, kv_lora_rank)     of each head W_UK and W_UV, as `wkv_b` stacks them
     w_o     (hidden_size, num_heads, v_dim)
     """
 
@@ -175,8 +178,8 @@ def latent_step(x: Tensor, position: int, cache: Tensor, w: LatentWeights) -> tu
     cache     (num_keys, kv_lora_rank + rope_dim), a row for each earlier token
     Returns the layer's output (hidden_size,) and the cache with the row of this token behind the others.
 
-    A row is the latent after its RMSNorm and the shared key rotated to its token's position. The new token sees itself
-    too. A query head's score with a key is the sum over both of its parts, scaled by 1 / sqrt(nope_dim + rope_dim).
+    The row that the cache keeps for a token is the one that the chapter describes, and so are the scores. The new token
+    sees itself too.
     """
     # BEGIN SOLUTION
     q_nope, q_rope = torch.einsum("hdm,m->hd", w.w_q, x).split((w.nope_dim, w.rope_dim), dim=-1)
@@ -206,7 +209,8 @@ def absorbed_attention(q_nope: Tensor, q_rope: Tensor, cache: Tensor, w_up: Tens
 
     The result is what expanding the cache to keys and values of all heads would give. The graders count. No tensor may
     be made that is larger than the scores of all heads, num_heads · num_keys numbers: no copy of the cache, no head's
-    keys (views of the inputs are free). And with r = kv_lora_rank the products may not do more FLOPs than
+    keys (views of the inputs are free; there are more keys than kv_lora_rank + rope_dim when they count, so that the
+    queries fit). And with r = kv_lora_rank the products may not do more FLOPs than
 
         2 · num_heads · (nope_dim · r  +  num_keys · (r + rope_dim)  +  num_keys · r  +  r · v_dim)
 

@@ -116,7 +116,10 @@ def visited_tiles(q_len: int, k_len: int, *, block_q: int, block_k: int, window:
 def hasty_padded_flash(
     q: Tensor, k: Tensor, v: Tensor, is_key: Tensor, *, block_q: int, block_k: int
 ) -> tuple[Tensor, Tensor]:
-    """Somebody's draft of `padded_flash`. Without padding its `out` is right, if the largest scores come last."""
+    """Somebody's draft of `padded_flash`, with six mistakes.
+
+    Without padding its `out` is right, if the largest scores come last.
+    """
     out = torch.zeros(q.shape[0], v.shape[1], dtype=q.dtype)
     row_sum = torch.zeros(q.shape[0], 1, dtype=q.dtype)
     row_max = torch.full((q.shape[0], 1), -math.inf, dtype=q.dtype)
@@ -143,8 +146,9 @@ def padded_flash(
     """`hasty_padded_flash`, repaired: FlashAttention v1 over keys of which some are padding. Returns (out, lse).
 
     q (q_len, d), k (k_len, d), v (k_len, dim). is_key (k_len,) is True for real keys; the others are padding, before,
-    after or between the real ones, and must not influence anything, whatever numbers stand there. Scores are
-    q · k / sqrt(d), there is no causal mask.
+    after or between the real ones, and must not influence anything, whatever stands there, NaN and inf included. Scores
+    are q · k / sqrt(d), there is no causal mask. Tiles are loaded whole and padding is masked in them, as in a kernel:
+    the real keys are not picked out first.
 
     out (q_len, dim) is the attention over the real keys, lse (q_len,) the natural log of the sum of their exp(score).
     Without any real key out is 0 and lse −inf. A tile may be padding from end to end, the first one too. Lengths need
@@ -169,7 +173,8 @@ def padded_flash(
             repair = torch.exp(row_max[rows] - shift)
             new_sum = row_sum[rows] * repair + weights.sum(dim=1, keepdim=True)
             divisor = torch.where(new_sum == 0, 1.0, new_sum)
-            out[rows] = (out[rows] * row_sum[rows] * repair + weights @ v[keys]) / divisor
+            values = v[keys].masked_fill(~is_key[keys, None], 0.0)  # 0 · NaN would be NaN
+            out[rows] = (out[rows] * row_sum[rows] * repair + weights @ values) / divisor
             row_sum[rows] = new_sum
             row_max[rows] = new_max
     return out, (row_max + torch.log(row_sum)).squeeze(1)
@@ -192,8 +197,11 @@ def flash_on_meter(
             queries sees are not loaded; only blocks that some of them don't see are masked
 
     The tests' meters have room for 2·block_q·d + 2·block_k·d + block_q·block_k + 4·block_q numbers: q, the sum, a block
-    of k and of v, one tile of scores, and four columns. So work in place: `*=`, `-=`, `exp_()`, `maximum_()`,
-    `masked_fill_()`, `copy_()`. Of the methods, `row_max()`, `row_sum()` and `exp()` make new tiles.
+    of k and of v, one tile of scores, and four columns. `sram.zeros(rows, dim)` and `sram.full((rows, dim), value)`
+    make tiles; what is made inside `with sram.scope():` is freed at its end. Operators and methods make new tiles too,
+    so work in place: `*=`, `-=`, `exp_()`, `maximum_(tile)`, `copy_(tile)`, `sram.matmul(a, b, into=tile)`, and
+    `masked_fill_(mask, value)` with a bool tensor of torch, True where to fill. A column (rows, 1) broadcasts over a
+    tile, and `row_max()` and `row_sum()` give columns. Scores may be far below zero.
 
     Example: q_len = k_len = 5, d = 4, blocks of 2, no mask: three programs. Each reads all 20 numbers of k and of v:
     20 + 3 · 40 = 140 numbers read, 20 written. With causal=True they read 2, 4 and 5 rows of each: 20 + 11 · 8 = 108.

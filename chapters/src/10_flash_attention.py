@@ -72,9 +72,9 @@ def one_head(length: int, head_dim: int) -> list[torch.Tensor]:
 
 fig, ax = plots.diagram(height=3.2)
 side, strip = 5.0, 5.0 * 128 / 32768
-ax.add_patch(Rectangle((0, 0), side, side, facecolor=plots.tint(plots.ORANGE, 0.55)))
+ax.add_patch(Rectangle((0, 0), side, side, facecolor=plots.tint(plots.GREY, 0.55)))
 ax.text(side / 2, side / 2, "S, the scores of one head\n32,768 × 32,768\n2 GiB", ha="center", va="center", size=12)
-for place, (name, color) in enumerate((("Q", plots.BLUE), ("K", plots.BLUE), ("V", plots.BLUE), ("O", plots.GREEN))):
+for place, (name, color) in enumerate((("Q", plots.BLUE), ("K", plots.ORANGE), ("V", plots.PURPLE), ("O", plots.GREEN))):
     x = side + 1.0 + 1.1 * place
     ax.add_patch(Rectangle((x, 0), strip, side, facecolor=color, linewidth=0))
     ax.text(x, side + 0.15, name, ha="center", size=12, color=color)
@@ -121,7 +121,7 @@ by_the_book = run("naive", q, k, v, sram_bytes=96 * 1024)
 print(by_the_book.meter.report())
 
 # %% [markdown]
-# $S$ and $P$ are 1 MiB each. Together they move 4 MiB, of 6.5 MiB; a single copy of $Q$, $K$, $V$ and $O$ would be half a
+# $S$ and $P$ are 1 MiB each. Together they move 4 MiB, of 6.9 MiB; a single copy of $Q$, $K$, $V$ and $O$ would be half a
 # MiB. At twice the length the 4 MiB will be 16.
 
 # %% [markdown]
@@ -150,7 +150,7 @@ print(by_the_book.meter.report())
 #
 # | arrives | $m$ | repair | $l$ | $a$ |
 # |---|---|---|---|---|
-# | $\ln 2$, 7 | $\ln 2$ | | 1 | 7 |
+# | $\ln 2$, 7 | $\ln 2$ | 0 | 1 | 7 |
 # | $\ln 8$, 0 | $\ln 8$ | 2/8 | 1 · ¼ + 1 = 1.25 | 7 · ¼ + 0 = 1.75 |
 # | $\ln 4$, 14 | $\ln 8$ | 1 | 1.25 + ½ = 1.75 | 1.75 + ½ · 14 = 8.75 |
 #
@@ -208,22 +208,26 @@ for number, i in enumerate(jumps):
     height = (0.98, 0.85, 0.72)[number % 3]
     sum_ax.text(i + 0.7, height, f"× {states[i][2]:.2f}", color=plots.RED, va="top", transform=sum_ax.get_xaxis_transform(), size=9.5, bbox=behind)
 sum_ax.set(xlabel="keys seen", ylabel="sum l", xlim=(-3, len(row) + 9), ylim=(0, 1.7 * max(l for _, l, _ in states)))
-plots.show(fig, alt="Scores of one row of a real attention matrix with their running maximum as a staircase, and the running sum, which drops by the repair factor wherever the maximum jumps.")
+plots.show(fig, alt="Scores of one row of a real attention matrix with their running maximum as a staircase, and the running sum, which is cut by the repair factor wherever the maximum jumps.")
 
 # %% [markdown]
-# At each red line the maximum jumps, and the sum is cut by the factor beside it. In between every repair is 1.
+# At each red line the maximum jumps: what was summed is cut by the factor beside it, and the new key adds its 1. (With a
+# factor near 1 the sum still grows.) In between every repair is 1.
 #
-# One trap. Hidden keys, behind a mask or mere padding, score $-\infty$ and weigh $e^{-\infty} = 0$. (A score of 0 would weigh
-# $e^0$, as much as any.) A tile may hide all its keys from a row, and if no key came before, $m$ is still $-\infty$. Then
-# $e^{m - m'}$ asks for $-\infty - (-\infty)$, which is NaN, and NaN is for ever. Subtract 0 in that case. A row that never sees
-# a key ends with $l = 0$; its output is 0 by convention, and not $0/0$.
+# Three traps. Hidden keys, behind a mask or mere padding, score $-\infty$ and weigh $e^{-\infty} = 0$. (A score of 0 would
+# weigh $e^0$, as much as any.) A tile may hide all its keys from a row. If no key came before, $m'$ is still $-\infty$, and
+# $-\infty - (-\infty)$ is NaN. So while $m' = -\infty$, put 0 in its place in *both* exponents: $e^{m - 0}$ and $e^{s - 0}$ are
+# 0, and nothing is added. The stored maximum stays $-\infty$.
+#
+# A row that never sees a key ends with $l = 0$; its output is 0 by convention, and not $0/0$. And a weight of 0 silences any
+# number in $V$ but inf and NaN: where padding may hold those, put 0 there.
 #
 # ### States add up
 #
 # A state can be written without $m$: the output $o = a/l$ and the **log-sum-exp** (对数求和指数), one natural logarithm a row,
-# $\mathrm{lse} = m + \ln l = \ln \sum_j e^{s_j}$. Then $e^{\mathrm{lse}}$ is the sum of the weights and $e^{\mathrm{lse}}\, o$
-# the weighted sum of values: plain sums over keys. So if the keys of set $A$ gave $(o_A, \mathrm{lse}_A)$ and those of set $B$
-# gave $(o_B, \mathrm{lse}_B)$,
+# $\mathrm{lse} = m + \ln l = \ln \sum_j e^{s_j}$. Then $e^{\mathrm{lse}}$ is the sum of the *unnormalised* weights $e^{s_j}$
+# and $e^{\mathrm{lse}}\, o$ that of the values they weigh: plain sums over keys. So if the keys of set $A$ gave
+# $(o_A, \mathrm{lse}_A)$ and those of set $B$ gave $(o_B, \mathrm{lse}_B)$,
 #
 # $$\mathrm{lse} = \ln\!\left(e^{\mathrm{lse}_A} + e^{\mathrm{lse}_B}\right), \qquad
 # o = \frac{e^{\mathrm{lse}_A} o_A + e^{\mathrm{lse}_B} o_B}{e^{\mathrm{lse}_A} + e^{\mathrm{lse}_B}},$$
@@ -244,8 +248,7 @@ for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
 print("three parts of the keys, merged in three orders: the same attention")
 
 # %% [markdown]
-# FlashDecoding (chapter 11), ring attention (chapter 28) and shared prefixes (chapter 15) are this cell on more machinery. Here
-# the parts are tiles.
+# FlashDecoding (chapter 11) is this cell on more machinery. Here the parts are tiles.
 #
 # ### Version 1
 #
@@ -278,7 +281,9 @@ print("three parts of the keys, merged in three orders: the same attention")
 # ```
 #
 # Now the state of a block of queries stays on the chip until it is finished, is divided once and written once. Both as the
-# meter traced them, 64 tokens in blocks of 16: filled is what comes or goes in a step, framed what is still there.
+# meter traced them, 64 tokens in blocks of 16: filled is what comes or goes in a step, framed what is still there,
+# pale what was written before. On the right the SRAM: `matmul` is the tile of scores, `acc` is $a$, the thin strips are $m$,
+# $l$ and other columns.
 
 # %% tags=["hide-input"]
 def traced(name: str, sram_bytes: int) -> Meter:
@@ -311,7 +316,8 @@ films = [animation(meter, ("Q", "K", "V", "O"), kernel=f"flash {name}", width=3.
 show_animation(side_by_side(*films), alt="Two animations side by side. Version 1, left: K and V stay while Q and O run past, O written in every step. Version 2, right: Q stays while K and V run past, and O is written four times in all.")
 
 # %% [markdown]
-# The same traces as a timetable. Each row of cells is a block of 16 rows of a tensor, each column a step.
+# The same traces as a timetable. Each row of cells is a block of 16 rows of a tensor, each column a step. The sums include
+# what the left film leaves out: setting $O$, $l$ and $m$ to their first values, 4.5 KiB.
 
 # %% tags=["hide-input"]
 def draw_timetable(ax, film, tensor: str) -> None:
@@ -340,7 +346,7 @@ for column, (name, meter) in enumerate(meters.items()):
             ax.set_ylabel(tensor, rotation=0, ha="right", va="center", size=12)
         moved_kib = (meter.tensors[tensor].bytes_read + meter.tensors[tensor].bytes_written) / 2**10
         ax.text(16.15, 2, f"{moved_kib:g}\nKiB", va="center", size=9.5)
-    axes[0, column].set_title(f"version {name[1]}: {meter.total.hbm_bytes / 2**10:.1f} KiB with l and m", size=11.5)
+    axes[0, column].set_title(f"version {name[1]}: {meter.total.hbm_bytes / 2**10:g} KiB with {'l, m' if name == 'v1' else 'lse'}", size=11.5)
     axes[3, column].set_xlabel("step")
 handles = [Rectangle((0, 0), 1, 1, facecolor=c) for c in (plots.BLUE, plots.tint(plots.BLUE, 0.25), plots.RED)]
 fig.legend(handles, ["loaded", "kept on the chip", "stored"], loc="outside lower center", ncols=3)
@@ -352,9 +358,9 @@ plots.show(fig, alt="Timetables of Q, K, V and O. In version 1 K and V are loade
 #
 # ### How large a tile?
 #
-# In version 1 a block of $K$ and $V$ costs one trip of $Q$ and $O$: $3Nd$ numbers, and a little for $l$ and $m$. There are
-# $N / B_c$ blocks. So $B_c$ should be as large as the SRAM of $M$ numbers allows, and the paper takes $B_c = M/4d$ and $B_r =
-# \min(B_c, d)$. Then
+# In version 1 a block of $K$ and $V$ costs one trip of $Q$ and $O$ ($Q$ in, $O$ in and out): $3Nd$ numbers, and a little for
+# $l$ and $m$. There are $N / B_c$ blocks. So $B_c$ should be as large as the SRAM of $M$ numbers allows, and the paper takes
+# $B_c = M/4d$ and $B_r = \min(B_c, d)$. Then
 #
 # $$\text{numbers moved} \approx \frac{N}{B_c} \cdot 3Nd = \frac{12\, N^2 d^2}{M} = \Theta\!\left(\frac{N^2 d^2}{M}\right).$$
 #
@@ -363,7 +369,7 @@ plots.show(fig, alt="Timetables of Q, K, V and O. In version 1 K and V are loade
 #
 # Why a *quarter* of $M$? Count what is on the chip in one pass of the inner loop: $K$, $V$ and the scores are three tiles of at
 # most $B_c \times d$, and the small things need room as well. The library's `sram_budget` keeps the books, step by step; the
-# orange variant frees $K$ early to keep $P$ beside $S$.
+# orange variant frees $K$ early to keep $P$ beside $S$. ($M$ is 384 KiB here, more than the 228 of an H100's SM.)
 
 # %%
 head_dim = 64
@@ -393,26 +399,26 @@ ax.axvline(sram_numbers / 1000, color=plots.RED, linestyle="--")
 ax.text(sram_numbers / 1000 - 0.8, -0.55, "M", color=plots.RED, ha="right", va="center")
 names = [f"{a.number}  {a.what}" if a.what == b.what else f"{a.number}  {a.what}\nor {b.what}" for a, b in zip(books[True], books[False], strict=True)]
 ax.set_yticks(range(len(names)), names, size=9)
-ax.set(xlabel="thousands of numbers held after the step", ylim=(12.3, -0.9), xlim=(0, sram_numbers / 1000 * 1.04))
+ax.set(xlabel="thousands of numbers held after the step", ylim=(12.4, -0.9), xlim=(0, sram_numbers / 1000 * 1.04))
 ax.grid(axis="y", visible=False)
-ax.legend(loc="lower right", fontsize=10)
+ax.legend(loc="lower left", ncols=2, fontsize=10)
 plots.show(fig, alt="Bars of the numbers held in SRAM after each of eleven steps of the inner loop of version 1, with K kept or freed; the peak of the first is in step 3, below the limit M.")
 
 # %% [markdown]
 # The peak, $3B_cd + 2d(d+1)$, comes in step 3; it fits into $M = 4B_cd$ once $M \ge 8d(d+1)$. What the meter counts is the same
-# to the number. The orange story, often told, has a catch that the books show and the meter confirms: the inner loop needs
-# $K_j$ again for the next block of $Q$, so it is loaded afresh each time.
+# to the number. The orange variant wins nothing: its peak is the same, since that comes before $K$ goes, and $K_j$ has to be
+# loaded afresh for each block of $Q$.
 #
-# In version 2 the outer loop runs over $Q$, so there the roles are exchanged: a large block of queries, small blocks of
-# keys. A block of queries costs one trip of $K$ and $V$, $2Nd$ numbers instead of $3Nd$. Put differently, each number of $K$ or
-# $V$ that is loaded serves $2B_r$ FLOPs: chapter 06's law of tiles, with the edge $B_r$.
+# In version 2 the outer loop runs over $Q$, so there the roles are exchanged: a large block of queries, small blocks of keys. A
+# block of queries costs one trip of $K$ and $V$, $2Nd$ numbers instead of $3Nd$: with $B_r = M/4d$ that is $8N^2d^2/M$. Put
+# differently, each number of $K$ or $V$ that is loaded serves $2B_r$ FLOPs: chapter 06's law of tiles, with the edge $B_r$.
 
 # %% [markdown]
 # ## The real version
 #
-# The library's version 2 in torch; comments give the paper's lines. All heads go at once, query heads that share a KV head
-# stand in the rows of one tile, and the loops are Python's. [`flash_v1.py`](../minillm/attention/flash_v1.py) has the other
-# loop order.
+# The library's version 2 in torch. `OnlineSoftmax` keeps $(m, l, a)$; what its `update` does is the first exercise. The lines
+# in comments are those of the paper's algorithm 1. All heads go at once, query heads that share a KV head stand in the rows of
+# one tile, and the loops are Python's. [`flash_v1.py`](../minillm/attention/flash_v1.py) has the other loop order.
 
 # %%
 source(flash_forward_v2)
@@ -461,8 +467,7 @@ Markdown("\n".join(table))
 # * **Programs.** In version 1, one head is one program, since the blocks of keys take turns at $O$. One prompt with 32 heads
 #   keeps 32 of an H100's 132 SMs busy. In version 2 every block of queries is a program, which waits for nobody: 32,768
 #   tokens in blocks of 128 make 256 for each head. (Too tall a block has few: bytes and parallelism pull in opposite
-#   directions.) Within a program the paper then splits $Q$ among the warps instead of $K$ (§3.3), so that they needn't add up
-#   each other's results through shared memory.
+#   directions.)
 #
 # About that cache: here is version 2 with square tiles of 64 and an L2 between HBM and the SRAMs.
 
@@ -523,11 +528,12 @@ plots.show(fig, alt="Tiles of three score matrices: a causal triangle with a mas
 #
 # ### Backward: compute it again
 #
-# Training needs the weights a second time. With $P$ the weights, $dO$ the gradient of the output:
+# Training needs the weights $P$ a second time. $dX$ is the gradient of the loss with respect to $X$, $\circ$ multiplies number
+# by number, and $\delta$, one number for each row, is subtracted from all of it:
 #
 # $$dV = P^\top dO, \qquad dP = dO\, V^\top, \qquad dS = P \circ (dP - \delta), \qquad dQ = dS\, K\, c, \qquad dK = dS^\top Q\, c,$$
 #
-# with $c = 1/\sqrt d$ and $\delta$ one number for each row. Where does $\delta$ come from? A softmax sums to 1, so raising one
+# with $c = 1/\sqrt d$, which $S$ already has. Where does $\delta$ come from? A softmax sums to 1, so raising one
 # score lowers all other weights of the row (chapter 03): $dS_{ij} = P_{ij}\,(dP_{ij} - \sum_k P_{ik}\, dP_{ik})$. That sum runs
 # over all keys, which no tile has. But $dP_{ik} = dO_i \cdot v_k$, so
 #
@@ -563,23 +569,29 @@ for length in (256, 512, 1024, 2048):
 Markdown("\n".join(table))
 
 # %% [markdown]
-# The loops of the backward pass ([`flash_backward.py`](../minillm/attention/flash_backward.py)) put $K$ and $V$ outside: $dK$ and
-# $dV$ stay in place, $dQ$ is added up across blocks.
+# The naive version keeps the masked scores and the weights, 64 MiB each at 2,048 tokens, beside $Q$, $K$, $V$ and a mask. Flash
+# keeps $Q$, $K$, $V$, $O$ and lse. The loops of the backward pass
+# ([`flash_backward.py`](../minillm/attention/flash_backward.py)) put $K$ and $V$ outside: $dK$ and $dV$ stay in place, $dQ$ is
+# added up across blocks.
 #
 # ### The kernel
 #
 # [`flash_forward.py`](../minillm/kernels/flash_forward.py) is version 2 in Triton: a program for each block of queries and
-# head. The three kinds of tiles became runs of one loop, compiled with and without a mask. Inside, $e^x$ is $2^{x \log_2 e}$,
-# because the hardware has that, and the factor hides in the scale.
+# head. Skipped tiles lie outside its loop's bounds. The others are three runs of the loop: the window's edge, the full tiles,
+# the diagonal with the tail. The middle one is compiled without a mask. Here is its step of the online softmax: $e^x$ is
+# $2^{x \log_2 e}$, because the hardware has that, and the factor hides in the scale.
 
 # %%
 if find_spec("triton"):
     os.environ["TRITON_INTERPRET"] = "1"  # before the import: kernels then run on CPU tensors, slowly
     from minillm.kernels import flash_forward as triton_flash
 
-    kernel = triton_flash.flash_forward_kernel.fn
-    code = inspect.getsource(kernel).splitlines()
-    source(kernel, lines=(next(i for i, line in enumerate(code, 1) if "for run in" in line), len(code)))
+    step = triton_flash.attend_to_keys.fn
+    first, last = (
+        next(i for i, line in enumerate(inspect.getsource(step).splitlines(), 1) if text in line)
+        for text in ("new_top = tl.maximum", "total += tl.sum")
+    )
+    source(step, lines=(first, last - 1))
     q, k, v = (torch.randn(1, n, 2, 32, generator=generator) for n in (40, 70, 70))
     found = triton_flash.flash_forward(q, k, v, causal=True, window=None, softmax_scale=32**-0.5)
     torch.testing.assert_close(found, naive_attention(q, k, v), atol=1e-4, rtol=1e-4)
@@ -598,7 +610,7 @@ else:
 # ## Measured
 #
 # **Bytes.** Dots are counted on the meter, lines are closed forms (`moved`): $d$ = 64, numbers of 2 bytes, each version with its
-# own blocks. Dotted is $12 N^2 d^2 / M$, without the small terms.
+# own blocks. Dotted are the laws $12 N^2 d^2 / M$ and $8 N^2 d^2 / M$, without the small terms.
 
 # %% tags=["hide-input"]
 def counted(name: str, length: int, sram_numbers: int) -> float:
@@ -628,22 +640,24 @@ for ax, settings, xs in (
         found = [counted(name, *setting) for setting in settings[some]]
         assert found == [predicted(name, *setting) for setting in settings[some]]
         ax.plot(xs[some], found, "o", color=color, label=name)
-    law = [2 * 12 * length**2 * head_dim**2 / sram / 2**20 for length, sram in settings]
-    ax.plot(xs, law, ":", color=plots.INK, linewidth=1.5, label="$12N^2d^2/M$")
+    for factor, name in ((12, "v1"), (8, "v2")):
+        law = [2 * factor * length**2 * head_dim**2 / sram / 2**20 for length, sram in settings]
+        ax.plot(xs, law, ":", color=colors[name], linewidth=1.5, label=f"law of {name}, ${factor}N^2d^2/M$")
     ax.set(xscale="log", yscale="log")
     ax.set_xticks(xs, [f"{x:,.0f}" for x in xs])
     ax.minorticks_off()
     ax.yaxis.set_major_formatter("{x:g}")
 n_ax.set(xlabel="tokens N, with an SRAM of 192 KiB", ylabel="MiB from and to HBM")
 m_ax.set(xlabel="SRAM (KiB), with 2,048 tokens")
-n_ax.legend()
+m_ax.legend(loc="lower left", fontsize=9.5)
 torch.set_num_threads(num_threads)
 plots.show(fig, alt="MiB moved against the number of tokens and against the size of SRAM, for naive attention, version 1 and version 2: all grow with N squared, the flash versions fall with M, and the counts lie on the closed forms.")
 
 # %% [markdown]
-# The law holds once $N$ is many blocks long; before that, moving everything once is most of the bill. Then all three grow with
-# $N^2$: FlashAttention is linear in *memory*, not in traffic or time. What falls with $M$ is the constant. Naive attention has
-# little use for a larger SRAM: $S$ and $P$ go to HBM in any case.
+# The counts approach the laws from above: at 2,048 tokens and 192 KiB, five blocks and a bit, both still move about a third
+# more, since everything is moved once in any case. For long $N$ all three grow with $N^2$: FlashAttention is linear in
+# *memory*, not in traffic or time. What falls with $M$ is the constant. Naive attention has little use for a larger SRAM: $S$
+# and $P$ go to HBM in any case.
 #
 # **Memory and time** in torch on a CPU, 4 heads of 64, causal. Left, the bytes of all tensors alive at once, tracked
 # operation by operation, without $q$, $k$, $v$. Right, the time beside PyTorch's own fused kernel. `recorded` measures on
@@ -727,15 +741,14 @@ time_ax.set(ylabel="ms a call")
 plots.show(fig, alt="Left: peak memory of naive attention grows with the square of the tokens, that of flash attention linearly, forward and with backward. Right: milliseconds of naive, flash and torch's attention.", record=record)
 
 # %% [markdown]
-# The left panel is the promise kept: for twice the tokens four times the memory, against twice at most. The right one needs
-# care. A CPU's caches do by themselves part of what FlashAttention arranges, and our loops are Python's; torch has the same
-# loops in C++. The meter is the place to see the size of the effect.
+# The left panel is the promise kept: for twice the tokens four times the memory, against twice at most. On the right, a CPU's
+# caches do by themselves part of what FlashAttention arranges, and our loops are Python's; torch has the same loops in C++.
 
 # %% [markdown]
 # ## In production
 #
 # * **PyTorch**'s `scaled_dot_product_attention` chooses among backends: FlashAttention-2, a memory-efficient kernel, cuDNN, and
-#   `MATH`, which is our naive version. `torch.nn.attention.sdpa_kernel` pins one.
+#   `MATH`, which does what our naive version does. `torch.nn.attention.sdpa_kernel` pins one.
 # * **vLLM** and **SGLang** take an `--attention-backend`: FlashAttention, FlashInfer, Triton and others, chosen by GPU and model
 #   if none is given. Their kernels read paged K and V (chapter 13).
 # * **TensorRT-LLM** uses FlashAttention for the context phase, its name for prefill, and other kernels for generation.
@@ -756,9 +769,9 @@ plots.show(fig, alt="Left: peak memory of naive attention grows with the square 
 # | `online_step`: one more tile of keys | 4 | A maximum that may still grow |
 # | `merge_two`: attention over two sets of keys | 3 | States add up |
 # | `visited_tiles`: predict what a causal kernel visits | 4 | Tiles that nobody sees |
-# | `padded_flash`: a bug hunt in version 1 | 5 | Version 1; A maximum that may still grow |
-# | `flash_on_meter`: version 2 within a budget of SRAM and bytes | 6 | Version 2; How large a tile?; chapter 06 |
-# | `flash_backward`: gradients from lse, five products a tile | 8 | Backward: compute it again |
+# | `padded_flash`: a bug hunt in version 1 | 6 | Version 1; A maximum that may still grow |
+# | `flash_on_meter`: version 2 within a budget of SRAM and bytes | 7 | Version 2; How large a tile?; chapter 06 |
+# | `flash_backward`: gradients from lse, five products a tile | 6 | Backward: compute it again |
 
 # %% [markdown]
 # ## Check yourself
@@ -769,20 +782,15 @@ plots.show(fig, alt="Left: peak memory of naive attention grows with the square 
 # 3.375 / 1.3125 = 2.571 = (4 + 2 + 48) / 21.
 # </details>
 #
-# <details><summary>By how much does version 1 reduce the traffic of S and P for d = 64 and for d = 128, with an SRAM of 100,000 numbers and no cache?</summary>
+# <details><summary>By how much does version 1 reduce the traffic of S and P for d = 64 and for d = 128, with an SRAM of 150,000 numbers and no cache?</summary>
 #
-# M / 3d²: 100,000 / 12,288 = 8.1 and 100,000 / 49,152 = 2.0. A large head dimension spoils much of it; an L2 gives it back.
+# M / 3d²: 150,000 / 12,288 = 12.2 and 150,000 / 49,152 = 3.1. A large head dimension spoils much of it; an L2 gives it back.
 # </details>
 #
 # <details><summary>FlashAttention needs O(N) memory. Why does its time still grow with N²?</summary>
 #
 # Each query still meets each key: 4N²d FLOPs, half of it with a causal mask. Nothing is approximated; only the scratch paper
 # is gone.
-# </details>
-#
-# <details><summary>A prompt of 8,192 tokens, tiles of 128 × 128, causal. How many tiles are full, masked, skipped?</summary>
-#
-# 64 × 64 tiles: 64 · 63 / 2 = 2,016 full, 64 on the diagonal, 2,016 skipped. Computed: 2,080 of 4,096, 51 %.
 # </details>
 #
 # <details><summary>Why doesn't the backward pass need an online softmax?</summary>
@@ -798,7 +806,7 @@ plots.show(fig, alt="Left: peak memory of naive attention grows with the square 
 #   memory's sake.
 # * Dao, Fu, Ermon, Rudra, Ré 2022, [*FlashAttention*](../book/bibliography.md#dao2022): algorithm 1, and §3.2 for Θ(N²d²/M)
 #   and why no exact algorithm does better for all M.
-# * Dao 2023, [*FlashAttention-2*](../book/bibliography.md#dao2023): §3.1 the algorithm, §3.2 parallelism, §3.3 warps.
+# * Dao 2023, [*FlashAttention-2*](../book/bibliography.md#dao2023): §3.1 the algorithm, §3.2 parallelism, §3.3 how warps share a tile.
 # * Shah et al. 2024, [*FlashAttention-3*](../book/bibliography.md#shah2024): what Hopper offers beyond this chapter.
 #
 # Next: [chapter 11](../README.md#the-course), where there is one query and the keys are split instead.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import torch
 
 from minillm.grading import edited, mistake
@@ -80,6 +82,37 @@ edited(
     hint="With 12 heads, 4 KV heads and 3 devices some group would lie on two devices, unevenly: raise ValueError.",
 )
 
+edited(
+    "heads_of_rank",
+    "counts KV heads on past the last",
+    replace={
+        "range(query_heads[0] // group, query_heads[-1] // group + 1)": (
+            "range(tp_rank * max(1, num_kv_heads // tp_size), (tp_rank + 1) * max(1, num_kv_heads // tp_size))"
+        )
+    },
+    hint="With more devices than KV heads several devices hold the same one: 2 of them on 4 devices are 0 0 1 1.",
+)
+edited(
+    "heads_of_rank",
+    "numbers the heads of each device from 0",
+    replace={
+        "return query_heads, range(query_heads[0] // group, query_heads[-1] // group + 1)": (
+            "return range(heads_per_device), range(max(1, num_kv_heads // tp_size))"
+        )
+    },
+    hint="A device's own code does count from 0. The task asks which heads of the whole model these are.",
+)
+edited(
+    "heads_of_rank",
+    "does not check that the devices divide the query heads",
+    replace={
+        "num_heads % tp_size or (num_kv_heads % tp_size and tp_size % num_kv_heads)": (
+            "num_kv_heads % tp_size and tp_size % num_kv_heads"
+        )
+    },
+    hint="71 query heads on 2 devices leave one over: raise ValueError.",
+)
+
 # ---- grouped_decode
 
 edited(
@@ -126,6 +159,19 @@ edited(
     hint="Only K and V are shared. Each query head keeps its own query, and gets its own output.",
 )
 
+edited(
+    "grouped_decode",
+    "leaves softmax_scale out",
+    replace={" * softmax_scale": ""},
+    hint="The scores are multiplied by softmax_scale before the softmax.",
+)
+edited(
+    "grouped_decode",
+    "puts the outputs in another order than the queries",
+    replace={"out.flatten(0, 1)": "out.transpose(0, 1).flatten(0, 1)"},
+    hint="Outputs stand where their queries stood: KV head first, then the place in the group.",
+)
+
 # ---- pool_heads
 
 edited(
@@ -158,6 +204,12 @@ edited(
 )
 edited(
     "pool_heads",
+    "gives a bias a second axis",
+    replace={".flatten(0, 1)": ".reshape(num_kv_heads * head_dim, -1)"},
+    hint="A bias has one axis, before and after. Flatten the first axes, and leave the others as they are.",
+)
+edited(
+    "pool_heads",
     "does not check the division",
     replace={
         "    if old_num_kv_heads % num_kv_heads:\n": "    if False:\n",
@@ -182,7 +234,7 @@ edited(
 )
 edited(
     "latent_step",
-    "stores the shared key before its rotation",
+    "stores the shared key unrotated",
     replace={"rotate_to(k_rope[None], position)[0]": "k_rope"},
     hint="Keys are cached as they will be multiplied: rotated, each to its own position, while that is still known.",
 )
@@ -224,10 +276,48 @@ edited(
 @mistake(
     "latent_step",
     "is still the draft",
-    hint="The draft has four mistakes: look at the norm, the rotation, the order of W_UK and W_UV, the scale.",
+    hint="The draft returned as it is: it has four mistakes.",
 )
 def latent_step(x, position, cache, w):
     return hasty_latent_step(x, position, cache, w)  # noqa: F821
+
+
+DRAFT = {  # its four mistakes, by the place that they are in
+    "the norm": {
+        "(w.w_down @ x).split(": "unit_rms(w.w_down @ x).split(",
+        "unit_rms(latent) * w.norm": "latent * w.norm",
+    },
+    "the cached key": {"rotate_to(k_rope[None], position)[0]": "k_rope"},
+    "the use of w_up": {
+        "k_nope, v = expanded.split((w.nope_dim, w.v_dim)": "v, k_nope = expanded.split((w.v_dim, w.nope_dim)"
+    },
+    "the scale": {"(w.nope_dim + w.rope_dim) ** -0.5": "w.nope_dim**-0.5"},
+}
+for size in (2, 3):
+    for places in combinations(DRAFT, size):
+        edited(
+            "latent_step",
+            f"is repaired in part: {' and '.join(places)} are still the draft's",
+            replace={old: new for place in places for old, new in DRAFT[place].items()},
+            hint=f"{size} of the draft's four mistakes are left. Compare these places with the chapter.",
+        )
+
+
+@mistake(
+    "latent_step",
+    "turns the shared keys when they are read",
+    hint="The output is right, but every step turns the whole cache again. Store each key rotated, once.",
+)
+def latent_step(x, position, cache, w):  # noqa: F811
+    q_nope, q_rope = torch.einsum("hdm,m->hd", w.w_q, x).split((w.nope_dim, w.rope_dim), dim=-1)
+    latent, k_rope = (w.w_down @ x).split((w.kv_lora_rank, w.rope_dim))
+    cache = torch.cat((cache, torch.cat((unit_rms(latent) * w.norm, k_rope))[None]))  # noqa: F821
+    expanded = torch.einsum("hdr,nr->nhd", w.w_up, cache[:, : w.kv_lora_rank])
+    k_nope, v = expanded.split((w.nope_dim, w.v_dim), dim=-1)
+    keys = [rotate_to(row[None], p)[0] for p, row in enumerate(cache[:, w.kv_lora_rank :])]  # noqa: F821
+    scores = torch.einsum("hd,nhd->hn", q_nope, k_nope) + rotate_to(q_rope, position) @ torch.stack(keys).T  # noqa: F821
+    weights = (scores * (w.nope_dim + w.rope_dim) ** -0.5).softmax(dim=-1)
+    return torch.einsum("mhd,hd->m", w.w_o, torch.einsum("hn,nhd->hd", weights, v)), cache
 
 
 # ---- absorbed_attention
@@ -235,8 +325,9 @@ def latent_step(x, position, cache, w):
 
 @mistake(
     "absorbed_attention",
-    "expands the keys and values of all heads",
-    hint="That is the naive form. Move W_UK to the query, which is one token, and W_UV behind the weighted sum.",
+    "expands keys or values, or copies the cache",
+    hint="Move W_UK to the query, which is one token, and W_UV behind the weighted sum; and a slice of the cache is a "
+    "view: multiply with it as it is. The shape in the message says which of these is missing.",
 )
 def absorbed_attention(q_nope, q_rope, cache, w_up, softmax_scale):
     nope, rank = q_nope.shape[1], w_up.shape[2]

@@ -67,6 +67,40 @@ edited(
 )
 edited(
     "online_step",
+    "repairs upside down",
+    replace={"torch.exp(row_max - shift)": "torch.exp(shift - row_max)"},
+    hint="A larger maximum makes old weights smaller: exp(old - new). exp(new - old) is infinite while old is -inf.",
+)
+edited(
+    "online_step",
+    "one maximum for all rows",
+    replace={"scores.amax(dim=-1)": "scores.amax().expand_as(row_max)"},
+    hint="Each row has a maximum of its own: amax(dim=-1), not amax().",
+)
+edited(
+    "online_step",
+    "hidden keys score 0",
+    replace={
+        "    new_max = torch.maximum(": (
+            "    scores = scores.masked_fill(scores == -math.inf, 0.0)\n    new_max = torch.maximum("
+        )
+    },
+    hint="exp(0) is 1: a hidden key would weigh as much as any. Its -inf is right; only -inf - -inf is to be avoided.",
+)
+edited(
+    "online_step",
+    "overwrites the sum",
+    replace={"row_sum * repair + ": "row_sum.mul_(repair) + "},
+    hint="The arguments belong to the caller: row_sum * repair makes a new tensor, *= and mul_ don't.",
+)
+edited(
+    "online_step",
+    "overwrites the output",
+    replace={"acc * repair[:, None] + ": "acc.mul_(repair[:, None]) + "},
+    hint="The arguments belong to the caller: acc * repair makes a new tensor, *= and mul_ don't.",
+)
+edited(
+    "online_step",
     "overwrites the scores",
     replace={
         "torch.exp(scores - shift[:, None])": "scores.sub_(shift[:, None]).exp_()",
@@ -134,8 +168,50 @@ edited(
     hint="lse is a natural logarithm here. Kernels that use exp2 inside convert it before they return.",
 )
 
+
+@mistake(
+    "merge_two",
+    "takes exp of lse as it is",
+    hint="exp(9000) is infinite and exp(-9000) is 0. Subtract the larger lse first, add it after the log.",
+)
+def merge_two(out_a, lse_a, out_b, lse_b):
+    weight_a, weight_b = torch.exp(lse_a), torch.exp(lse_b)
+    total = weight_a + weight_b
+    return (weight_a / total)[:, None] * out_a + (weight_b / total)[:, None] * out_b, torch.log(total)
+
+
+@mistake(
+    "merge_two",
+    "-inf minus -inf",
+    hint="Where neither part has keys both lse are -inf, and -inf - -inf is NaN. Subtract 0 there, and divide by 1.",
+)
+def merge_two(out_a, lse_a, out_b, lse_b):  # noqa: F811
+    top = torch.maximum(lse_a, lse_b)
+    weight_a, weight_b = torch.exp(lse_a - top), torch.exp(lse_b - top)
+    total = weight_a + weight_b
+    return (weight_a / total)[:, None] * out_a + (weight_b / total)[:, None] * out_b, top + torch.log(total)
+
+
 # ---- visited_tiles
 
+edited(
+    "visited_tiles",
+    "skips the tile that begins at the last query's own key",
+    replace={"first_key > last_row + shift:": "first_key >= last_row + shift:"},
+    hint="The last query sees the key at its own place, last_row + shift. A tile that begins there is visited.",
+)
+edited(
+    "visited_tiles",
+    "one row too far",
+    replace={"min(first_row + block_q, q_len) - 1": "min(first_row + block_q, q_len)"},
+    hint="The last row of a block is first_row + block_q - 1.",
+)
+edited(
+    "visited_tiles",
+    "masks a tile that ends at the first query's own key",
+    replace={"last_key <= first_row + shift\n": "last_key < first_row + shift\n"},
+    hint="The first query sees the key at its own place, first_row + shift. A tile that ends there is full.",
+)
 edited(
     "visited_tiles",
     "aligns queries and keys at their beginnings",
@@ -220,6 +296,21 @@ edited(
 )
 edited(
     "padded_flash",
+    "padding scores 0, with its values",
+    replace={
+        "scores.masked_fill(~is_key[keys], -math.inf)": "scores * is_key[keys]",
+        "v[keys].masked_fill(~is_key[keys, None], 0.0)": "v[keys]",
+    },
+    hint="exp(0) is 1: a score of 0 weighs as much as any ordinary one. A hidden key scores -inf: masked_fill.",
+)
+edited(
+    "padded_flash",
+    "0 times NaN",
+    replace={"v[keys].masked_fill(~is_key[keys, None], 0.0)": "v[keys]"},
+    hint="A weight of 0 silences any number but inf and NaN: put 0 into the rows of v that are padding.",
+)
+edited(
+    "padded_flash",
     "the weights of a tile are relative to its own maximum",
     replace={
         "            weights = torch.exp(scores - shift)": (
@@ -268,7 +359,8 @@ edited(
 )
 def padded_flash(q, k, v, is_key, *, block_q, block_k):
     scores = (q @ k.T / math.sqrt(q.shape[1])).masked_fill(~is_key, -math.inf)
-    return torch.softmax(scores, dim=1).nan_to_num(0.0) @ v, torch.logsumexp(scores, dim=1)
+    values = v.masked_fill(~is_key[:, None], 0.0)
+    return torch.softmax(scores, dim=1).nan_to_num(0.0) @ values, torch.logsumexp(scores, dim=1)
 
 
 # ---- flash_on_meter
@@ -369,24 +461,24 @@ def flash_on_meter(meter, q, k, v, out, *, block_q, block_k, causal):  # noqa: F
 
 edited(
     "flash_on_meter",
-    "all keys at once",
-    replace={
-        "range(0, stop, block_k)": "(0,)",
-        "k[j : j + block_k]), sram.load(v[j : j + block_k])": "k[0:stop]), sram.load(v[0:stop])",
-    },
-    hint="There is room for one tile of scores, not for whole rows: walk over k and v in blocks.",
-)
-edited(
-    "flash_on_meter",
-    "frees nothing before the program ends",
-    replace={"                    with sram.scope():\n": "                    if True:\n"},
-    hint="A block of k and v is needed for one step: load it inside `with sram.scope()`.",
-)
-edited(
-    "flash_on_meter",
-    "a new tile for the scaled scores",
+    "refused by the meter, mostly because SRAM is full",
     replace={"scores *= 1 / math.sqrt(d)": "scores = scores * (1 / math.sqrt(d))"},
-    hint="`scores = scores * …` takes room for a second tile; `scores *= …` writes in place.",
+    hint=(
+        "Read the list after 'held'. Two blocks of k or v: load them inside `with sram.scope()`. matmul beside exp, "
+        "mul or sub: two tiles of scores, so work in place. A tile as wide as all keys: walk over k in blocks."
+    ),
+)
+edited(
+    "flash_on_meter",
+    "starts the maximum at 0",
+    replace={"sram.full((rows, 1), -math.inf)": "sram.zeros(rows, 1)"},
+    hint="Where all scores of a row are very negative, exp(score - 0) is 0, and so is the sum. Start at -inf.",
+)
+edited(
+    "flash_on_meter",
+    "masks every block",
+    replace={"if causal and j + keys - 1 > i:": "if causal:"},
+    hint="A block whose last key the program's first row sees is full: it needs no mask.",
 )
 edited(
     "flash_on_meter",
@@ -474,6 +566,18 @@ edited(
     "forgets the scale in the gradients",
     replace={"- delta[rows]) * scale": "- delta[rows])"},
     hint="scores = q · k · scale: dq and dk get the factor, too.",
+)
+edited(
+    "flash_backward",
+    "forgets the scale in dk",
+    replace={"dk[keys] += d_scores.T @ q[rows]": "dk[keys] += d_scores.T @ q[rows] / scale"},
+    hint="scores = q · k · scale: the factor belongs to dq and to dk.",
+)
+edited(
+    "flash_backward",
+    "forgets the scale in dq",
+    replace={"dq[rows] += d_scores @ k[keys]": "dq[rows] += d_scores @ k[keys] / scale"},
+    hint="scores = q · k · scale: the factor belongs to dk and to dq.",
 )
 edited(
     "flash_backward",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minillm.grading import edited
+from minillm.grading import edited, mistake
 
 # ---- choose_splits
 
@@ -39,7 +39,9 @@ edited(
 edited(
     "choose_splits",
     "always splits",
-    replace={"(1, merging_waves * k_len)": "(1, merging_waves * k_len + 10**9 * (max_splits > 1))"},
+    replace={
+        "(1, launch_cost + merging_waves * k_len)": "(1, launch_cost + merging_waves * k_len + 10**9 * (max_splits > 1))"
+    },
     hint="One split has no partial results and no second launch: often that is the fastest.",
 )
 edited(
@@ -49,6 +51,19 @@ edited(
     hint="The second launch has a program for each unit, and these run in waves, too.",
 )
 
+edited(
+    "choose_splits",
+    "counts one launch for a split step",
+    replace={"2 * launch_cost": "launch_cost"},
+    hint="With more than one split there are two launches: the splits, and the merge.",
+)
+edited(
+    "choose_splits",
+    "forgets the launch of one split",
+    replace={"(1, launch_cost + merging_waves * k_len)": "(1, merging_waves * k_len)"},
+    hint="One split is a launch, too: launch_cost once.",
+)
+
 # ---- decode_on_meter
 
 edited(
@@ -56,6 +71,15 @@ edited(
     "adds up the parts' outs without weights",
     replace={"                part_out *= weight\n": ""},
     hint="A part's out was divided by the part's own sum. It counts by exp(lse - top).",
+)
+edited(
+    "decode_on_meter",
+    "averages the parts",
+    replace={
+        "                weight -= new_top\n                weight.exp_()\n": "                weight *= 0.0\n                weight += 1.0\n",
+        "                total *= top\n                acc *= top\n": "",
+    },
+    hint="Parts aren't equal: each counts with e^(lse_s - lse).",
 )
 edited(
     "decode_on_meter",
@@ -94,6 +118,16 @@ edited(
     "loads q again for each block",
     replace={
         "scores = q_tile @ sram.load(k[block]).T": "q_tile = sram.load(q)\n                        scores = q_tile @ sram.load(k[block]).T"
+    },
+    hint="q stays on the chip for the whole program: load it once, outside the loop.",
+)
+
+edited(
+    "decode_on_meter",
+    "loads q for each block only",
+    replace={
+        "                q_tile = sram.load(q)\n": "",
+        "scores = q_tile @ sram.load(k[block]).T": "scores = sram.load(q) @ sram.load(k[block]).T",
     },
     hint="q stays on the chip for the whole program: load it once, outside the loop.",
 )
@@ -165,6 +199,20 @@ edited(
 
 edited(
     "split_decode",
+    "takes the maximum of no key",
+    replace={
+        "lse = torch.logsumexp(scores, dim=1)": "top = torch.cat([scores, scores.new_full((len(scores), 1), -math.inf)], 1).amax(1)\n        lse = top + torch.exp(scores - top[:, None]).sum(1).log()"
+    },
+    hint="The maximum of a split without visible keys is -inf, and -inf - -inf is NaN: subtract 0 there.",
+)
+edited(
+    "split_decode",
+    "stacks no parts when there is no key",
+    replace={"for s in range(num_splits)": "for s in range(min(num_splits, seq_len))"},
+    hint="With seq_len = 0 there is no part to stack: out is 0 and lse -inf.",
+)
+edited(
+    "split_decode",
     "makes the whole score matrix and cuts that",
     replace={"rows @ k[keys].T": "(rows @ k[:seq_len].T)[:, keys]"},
     hint="A split multiplies its own keys only: k[keys]. The whole matrix is what the splits avoid.",
@@ -230,6 +278,15 @@ edited(
     hint="Underflow is silent: below the band digits are lost without an infinity.",
 )
 
+edited(
+    "unified_decode",
+    "subtracts each split's own maximum",
+    replace={
+        "weights = torch.exp(q @ k[part].T * scale - phi)": "weights = q @ k[part].T * scale\n        weights = torch.exp(weights - weights.amax(dim=1, keepdim=True))"
+    },
+    hint="Sums relative to different maxima can't be added. The first run subtracts phi, in every split.",
+)
+
 # ---- pick_kernel
 
 edited(
@@ -269,3 +326,31 @@ edited(
     },
     hint="A kernel that wasn't measured at so many rows isn't made for them: leave it out.",
 )
+edited(
+    "pick_kernel",
+    "finds no time beyond the table",
+    replace={
+        "min(num_rows, max(max(times) for times in seconds.values()))": "num_rows",
+        "times[min(count for count in times if count >= rows)]": "times.get(min((count for count in times if count >= rows), default=None))",
+        "        if max(times) >= rows\n": "        if max(times) >= rows or rows > max(max(t) for t in seconds.values())\n",
+    },
+    hint="For more rows than were measured, the times at the largest number decide.",
+)
+
+
+@mistake(
+    "pick_kernel",
+    "draws a line between two measured numbers",
+    hint="A kernel's time between two measurements may be a step. At most it takes what the next larger number took.",
+)
+def pick_kernel(seconds, num_rows):
+    rows = min(num_rows, max(max(times) for times in seconds.values()))
+    found = {}
+    for name, times in seconds.items():
+        if max(times) < rows:
+            continue
+        above = min(count for count in times if count >= rows)
+        below = max((count for count in times if count <= rows), default=above)
+        share = (rows - below) / (above - below) if above > below else 0.0
+        found[name] = times[below] + share * (times[above] - times[below])
+    return min(found, key=lambda name: found[name])
