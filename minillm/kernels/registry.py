@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from minillm.kernels import flash_entries, gates, gemm_entries
+from minillm.kernels import flash_entries, fused_entries, gates, gemm_entries
 from minillm.kernels.build import Built
 from minillm.kernels.gates import KernelEntry, NumberCheck, Speed
 
@@ -16,6 +16,7 @@ KERNELS: dict[str, KernelEntry] = {
     for entry in (
         *gemm_entries.entries(),
         *flash_entries.entries(),
+        *fused_entries.entries(),
     )
 }
 
