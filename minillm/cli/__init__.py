@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from minillm import __version__
-from minillm.cli import bench, demo, generate, plan, train
+from minillm.cli import bench, demo, doctor, generate, plan, train
 from minillm.perf.freed_memory import keep_freed_memory
 
-COMMANDS = (generate, train, plan, bench, demo)
+COMMANDS = (generate, train, plan, bench, doctor, demo)
 
 EXAMPLES = """\
 examples:
@@ -29,6 +29,7 @@ examples:
   minillm train --out my-run --tokens 1_000_000
   minillm plan stories-5m --gpu H100
   minillm bench decode --sizes stories-5m
+  minillm doctor
   minillm generate --help
 """
 
