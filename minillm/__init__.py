@@ -13,6 +13,7 @@ Read the package in this order:
     transform.py               features wrapped around a finished model
     gemm/, fast_linears.py,    matrix products on the CPU, and their use for decoding
     fused_blocks.py
+    fusion/                    what fusing saves, and a backend for torch.compile that does it
     perf/, bench/              what the machine can do, and what was reached
     cli/                       the commands
     plots/, grading/           for the course: figures, and exercises that grade themselves

@@ -17,7 +17,7 @@ MAX_LINES = 300
 LEVELS = [
     {"config", "hf_config", "attention", "gemm", "perf", "data", "plots"},
     {"kernels"},
-    {"model", "sampling", "transform", "fast_linears", "fused_blocks"},
+    {"model", "sampling", "transform", "fast_linears", "fused_blocks", "fusion"},
     {"cache"},
     {"quant", "sparsity", "lora", "parallel", "distill"},
     {"generation", "training"},
