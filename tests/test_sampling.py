@@ -225,9 +225,7 @@ def test_sample_follows_token_probs():
 def test_sample_never_takes_a_token_of_probability_0(monkeypatch, uniform, expected):
     """Not even at the ends of [0, 1): tokens 0, 2 and 4 are out, 1 and 3 share evenly."""
     monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor(uniform, dtype=torch.float64))
-    assert (
-        sample(torch.tensor([-math.inf, 0.0, -math.inf, 0.0, -math.inf]), SamplingParams(), [0]) == expected
-    )
+    assert sample(torch.tensor([-math.inf, 0.0, -math.inf, 0.0, -math.inf]), SamplingParams(), [0]) == expected
 
 
 def test_sample_depends_on_its_own_generator_only():

@@ -35,9 +35,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def run_tasks(*args: str, root: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(root / "tasks.py"), *args], capture_output=True, text=True, timeout=60
-    )
+    return subprocess.run([sys.executable, str(root / "tasks.py"), *args], capture_output=True, text=True, timeout=60)
 
 
 def stamp(tasks: ModuleType, venv: Path, names: tuple[str, ...], text: str) -> None:

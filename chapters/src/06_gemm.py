@@ -457,7 +457,7 @@ plots.show(fig, alt="Addresses read by the micro-kernel over 24 steps: in 2048-w
 # times finer, it walks.
 #
 # Around the micro-kernel lie blocks: a panel of $B$ for the first cache, a block of $A$ for the second, a block of $B$ for
-# the third. That is Goto and van de Geijn, 2008.
+# the third. That is the scheme of Goto and van de Geijn, 2008, with the third cache as in BLIS.
 
 # %% [markdown]
 # ## The real version
@@ -855,9 +855,9 @@ plots.show(fig, alt="Left: GFLOP/s against the number of rows for gemv, flat, pa
 # %% [markdown]
 # ## Sources
 #
-# * Goto, van de Geijn 2008, [*Anatomy of High-Performance Matrix Multiplication*](../book/bibliography.md#goto2008), §4:
-#   blocks for caches, packing, the inner kernel.
-# * Van Zee, van de Geijn 2015, [*BLIS*](../book/bibliography.md#vanzee2015): the five loops around one micro-kernel.
+# * Goto, van de Geijn 2008, [*Anatomy of High-Performance Matrix Multiplication*](../book/bibliography.md#goto2008): §4
+#   blocks for caches, packing; §6 the tile in registers.
+# * Van Zee, van de Geijn 2015, [*BLIS*](../book/bibliography.md#vanzee2015): one micro-kernel, and portable loops around it.
 # * Hong, Kung 1981, [*I/O Complexity: The Red-Blue Pebble Game*](../book/bibliography.md#hong1981): the $\sqrt{S}$ bound.
 # * S. Boehm 2022, *How to Optimize a CUDA Matmul Kernel for cuBLAS-like Performance*,
 #   [siboehm.com](https://siboehm.com/articles/22/CUDA-MMM), and the table in

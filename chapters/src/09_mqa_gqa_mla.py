@@ -798,8 +798,8 @@ plots.show(fig, alt="Milliseconds of a decode step of one DeepSeek-V3 attention 
 #   chapter 10's arithmetic.
 # * **SGLang** adds *data-parallel attention* for such models: an MLA cache has one head, so tensor parallelism would keep a
 #   whole copy on each device. Instead each device attends for its own requests.
-# * **FlashMLA** is DeepSeek's own kernel for Hopper GPUs: key width 576, value width 512, one KV head. Its README counts 64
-#   or more query heads · new tokens as compute-bound, and reports up to 660 TFLOP/s on an H800 there.
+# * **FlashMLA** is DeepSeek's own library. Its decoding kernel for Hopper GPUs: key width 576, value width 512, one KV head. On
+#   an H800 its authors count 128 or more query heads · new tokens as compute-bound, and report up to 660 TFLOP/s there.
 # * **llama.cpp** stores $W_{UK}$ and $W_{UV}$ as two tensors and caches only the K side for MLA: `v_from_k` by another name.
 # * **Kernels for GQA** must load a KV head once for its *group*. One that gives each query head its own block of threads
 #   reads the same K from the L2 cache $H/H_\text{kv}$ times: memory is saved, and time is bound by L2. Chapter 11 packs a
@@ -860,9 +860,9 @@ plots.show(fig, alt="Milliseconds of a decode step of one DeepSeek-V3 attention 
 #   [arXiv:2305.13245](https://arxiv.org/abs/2305.13245): §2.1 mean pooling and uptraining, §2.2 groups.
 # * DeepSeek-AI 2024, *DeepSeek-V2*, [arXiv:2405.04434](https://arxiv.org/abs/2405.04434): §2.1.2 the joint compression,
 #   §2.1.3 decoupled RoPE.
-# * DeepSeek-AI 2024, *DeepSeek-V3 Technical Report*, [arXiv:2412.19437](https://arxiv.org/abs/2412.19437): §2.1.1, the widths
-#   used here.
-# * Meng et al. 2025, *TransMLA: MLA Is All You Need*, [arXiv:2502.07864](https://arxiv.org/abs/2502.07864): from GQA to MLA
-#   without training anew.
+# * DeepSeek-AI 2024, *DeepSeek-V3 Technical Report*, [arXiv:2412.19437](https://arxiv.org/abs/2412.19437): §2.1.1 the same
+#   again, §4.2 the widths used here.
+# * Meng et al. 2025, *TransMLA: Multi-Head Latent Attention Is All You Need*,
+#   [arXiv:2502.07864](https://arxiv.org/abs/2502.07864): from GQA to MLA without training anew.
 #
 # Next: chapter 10 computes attention without ever writing the scores down.

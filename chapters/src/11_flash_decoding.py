@@ -705,7 +705,7 @@ plots.show(fig, alt="GB of keys and values consumed a second by naive attention,
 # of its time on that. Two cores can gain a factor of 2 at most; for 8 programs on 132 SMs it is 16.5.
 #
 # FlashDecoding's authors report attention up to 50 times as fast as FlashAttention's for long texts, and up to 8 times the tokens
-# a second for CodeLlama-34B. No GPU time in this chapter is ours.
+# a second for the whole model. No GPU time in this chapter is ours.
 
 # %% [markdown]
 # ## In production

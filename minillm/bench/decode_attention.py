@@ -23,8 +23,8 @@ from minillm.bench.attention_race import Probes, Race, race
 from minillm.bench.attention_shape import AttentionShape
 from minillm.perf.device_probe import device_cache_bytes, device_memory_bytes
 
-NAIVE, SPLITS, UNIFIED, CORES, FOLDED = "naive", "flash_decoding", "unified maximum", "decode_on_cpu", "attention()"
-OURS = (NAIVE, SPLITS, UNIFIED, CORES, FOLDED)
+NAIVE, SPLITS, UNIFIED, CORES, ATTEND = "naive", "flash_decoding", "unified maximum", "decode_on_cpu", "attention()"
+OURS = (NAIVE, SPLITS, UNIFIED, CORES, ATTEND)
 
 HEADS = {
     "GQA": AttentionShape(1, 1, 1, num_heads=32, num_kv_heads=8, k_head_dim=128, v_head_dim=128),
@@ -94,13 +94,13 @@ def fits_last_cache(shape: AttentionShape, bytes_per_number: int, device: torch.
 
 
 def candidates(plan: Plan) -> dict[str, Maker]:
-    """Everyone who may take part, ours first. `attention()` folds the heads of a group into rows, and calls torch's."""
+    """Everyone who may take part, ours first. `attention()` is what a cache's attend calls."""
     return {
         NAIVE: _ours(naive_attention),
         SPLITS: _ours(flash_decoding),
         UNIFIED: _ours(flash_decoding_unified),
         CORES: _on_cores,
-        FOLDED: lambda _shape, _device: attention,
+        ATTEND: lambda _shape, _device: attention,
         SDPA: sdpa(),
         FLEX: flex() if plan.compiles else refuse("compiling it takes longer than all the rest"),
     }

@@ -13,7 +13,7 @@ from minillm.bench.attention_peers import FLEX, SDPA
 from minillm.bench.attention_race import Race
 from minillm.bench.attention_report import absences, heads, ms, probe_name, race_document
 from minillm.bench.compare import Spread
-from minillm.bench.decode_attention import CORES, FOLDED, NAIVE, OURS, SPLITS, UNIFIED, fits_last_cache
+from minillm.bench.decode_attention import ATTEND, CORES, NAIVE, OURS, SPLITS, UNIFIED, fits_last_cache
 
 GOAL = 0.85  # of the read bandwidth
 GIGA, MIB, GIB = 1e9, 2**20, 2**30
@@ -23,13 +23,14 @@ SHORT = {
     SPLITS: "splits",
     UNIFIED: "unified",
     CORES: "cores",
-    FOLDED: "folded",
+    ATTEND: "attend",
     SDPA: "SDPA",
     FLEX: "Flex",
 }
 LEGEND = (
     "splits: flash_decoding; unified: with one maximum for all splits; cores: decode_on_cpu;\n"
-    "folded: attention(), heads as rows of torch's SDPA; SDPA, Flex: torch's, as they are called"
+    "attend: attention(), what a cache calls: cores for large caches, else SDPA with heads as rows;\n"
+    "SDPA, Flex: torch's, as they are called"
 )
 
 
@@ -177,7 +178,7 @@ def _plot(ax: Any, races: Sequence[Race], labels: dict[str, Any]) -> None:
         SPLITS: (plots.BLUE, "o-"),
         UNIFIED: (plots.PURPLE, "D-"),
         CORES: (plots.SKY, "s-"),
-        FOLDED: (plots.GREY, "^:"),
+        ATTEND: (plots.GREY, "^:"),
         SDPA: (plots.INK, "^-"),
         FLEX: (plots.YELLOW, "P-"),
     }

@@ -80,9 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
     for command_module in COMMANDS:
         command_module.add_parser(subparsers)
     for command in subparsers.choices.values():  # so that it counts behind the command too
-        command.add_argument(
-            "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
-        )
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 

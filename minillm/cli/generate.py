@@ -47,20 +47,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--model", default=DEFAULT_MODEL, metavar="PATH", help=f"name or folder (default {DEFAULT_MODEL})"
     )
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=256, metavar="N", help="at most N (default 256)"
-    )
-    parser.add_argument(
-        "--stop", action="append", default=[], metavar="STR", help="end before it; repeatable"
-    )
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="at most N (default 256)")
+    parser.add_argument("--stop", action="append", default=[], metavar="STR", help="end before it; repeatable")
     parser.add_argument("--ignore-eos", action="store_true", help="go on after the model's end token")
     parser.add_argument("--no-echo", action="store_true", help="print the continuation only")
     parser.add_argument("--quiet", action="store_true", help="no warnings, no closing line")
 
     choice = parser.add_argument_group("choosing tokens")
-    choice.add_argument(
-        "--temperature", type=float, metavar="T", help=f"0 = greedy (default {DEFAULT_TEMPERATURE})"
-    )
+    choice.add_argument("--temperature", type=float, metavar="T", help=f"0 = greedy (default {DEFAULT_TEMPERATURE})")
     choice.add_argument("--top-k", type=int, metavar="K", help="the K most likely")
     choice.add_argument("--top-p", type=float, metavar="P", help="the fewest that reach probability P")
     choice.add_argument("--min-p", type=float, metavar="P", help="those P times as likely as the best")
@@ -119,9 +113,7 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
     names = ("top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram_size", "ignore_eos")
     given = {name: getattr(args, name) for name in names}
     if args.beams is not None:
-        refused = [
-            name for name in (*names, "temperature", "stop") if getattr(args, name) not in (None, False, [])
-        ]
+        refused = [name for name in (*names, "temperature", "stop") if getattr(args, name) not in (None, False, [])]
         if refused:
             options = ", ".join("--" + name.replace("_", "-") for name in refused)
             raise ValueError(f"--beams can't be combined with {options}")
@@ -204,9 +196,7 @@ def print_beam_search(
     text_ids = [token_id for token_id in token_ids if token_id not in model.config.eos_token_ids]
     print_text(prompt, [tokenizer.decode(text_ids)], echo=not args.no_echo)
     moved = bytes_moved(model, len(prompt_token_ids) + len(token_ids))
-    return (
-        f"{args.beams} beams, score {score:.3f}, {len(token_ids) / seconds:.1f} tokens/s, {moved} (one beam)"
-    )
+    return f"{args.beams} beams, score {score:.3f}, {len(token_ids) / seconds:.1f} tokens/s, {moved} (one beam)"
 
 
 def print_text(prompt: str, pieces: Iterable[str], *, echo: bool) -> None:

@@ -30,9 +30,7 @@ def read_device(name: str) -> torch.device:
     if device is None or device.type not in {"cpu", "cuda", "mps"}:
         raise ValueError(f"device must be cpu, cuda, cuda:N or mps, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {name!r} asked for, but torch sees {torch.cuda.device_count()} CUDA devices"
-        )
+        raise ValueError(f"device {name!r} asked for, but torch sees {torch.cuda.device_count()} CUDA devices")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device {name!r} asked for, but torch sees no Apple GPU")
     return device

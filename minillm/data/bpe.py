@@ -168,9 +168,7 @@ def apply_merges_naive(word: Sequence[int], merges: Merges) -> list[int]:
     """
     word = list(word)
     while True:
-        candidates = [
-            (merges[pair], position) for position, pair in enumerate(pairwise(word)) if pair in merges
-        ]
+        candidates = [(merges[pair], position) for position, pair in enumerate(pairwise(word)) if pair in merges]
         if not candidates:
             return word
         (_, merged_id), position = min(candidates)

@@ -48,9 +48,7 @@ class BPETokenizer:
         self.settings = settings
         self.bos_token_id = bos_token_id
         self.eos_token_ids = eos_token_ids
-        self.special_tokens = {
-            token.content: token.token_id for token in settings.added_tokens if token.special
-        }
+        self.special_tokens = {token.content: token.token_id for token in settings.added_tokens if token.special}
 
         tokens = {token_id: token for token, token_id in settings.vocab.items()}
         self._merges = {
@@ -58,9 +56,7 @@ class BPETokenizer:
             for rank, (left, right) in enumerate(settings.merges)
         }
         self._bytes_of = {token_id: chars_to_bytes(token) for token_id, token in tokens.items()}
-        self._bytes_of.update(
-            {token.token_id: chars_to_bytes(token.content) for token in settings.added_tokens}
-        )
+        self._bytes_of.update({token.token_id: chars_to_bytes(token.content) for token in settings.added_tokens})
         self._special_ids = frozenset(self.special_tokens.values())
         self._byte_ids = [settings.vocab[char] for char in BYTE_TO_CHAR]
         self._normalize = tokenizers.normalizers.NFC().normalize_str if settings.nfc else str
@@ -255,9 +251,7 @@ class BPETokenizer:
         Raises:
             ValueError: an id that no token has.
         """
-        return self.decode_bytes(token_ids, skip_special_tokens=skip_special_tokens).decode(
-            "utf-8", "replace"
-        )
+        return self.decode_bytes(token_ids, skip_special_tokens=skip_special_tokens).decode("utf-8", "replace")
 
     def decode_bytes(self, token_ids: Iterable[int], *, skip_special_tokens: bool = False) -> bytes:
         """The bytes of `token_ids`, by default of all of them. Raises as `decode` does."""

@@ -44,9 +44,7 @@ class _ByteStream:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        return self._utf8.decode(
-            self._tokenizer.token_bytes(token_id, skip_special_tokens=self._skip_special_tokens)
-        )
+        return self._utf8.decode(self._tokenizer.token_bytes(token_id, skip_special_tokens=self._skip_special_tokens))
 
     def flush(self) -> str:
         return self._utf8.decode(b"", final=True)
@@ -75,9 +73,7 @@ class _TextStream:
             self._token_ids.pop()
             raise
         unfinished = text.endswith("\ufffd") or not text.startswith(self._given)
-        if unfinished or (
-            isinstance(self._tokenizer, LibraryTokenizer) and self._tokenizer.is_byte(token_id)
-        ):
+        if unfinished or (isinstance(self._tokenizer, LibraryTokenizer) and self._tokenizer.is_byte(token_id)):
             return ""
         new_text = text[len(self._given) :]
         self._given = text

@@ -23,6 +23,7 @@ from minillm.hf_config import resolve_model_path
 
 __all__ = ["BPETokenizer", "LibraryTokenizer", "Tokenizer", "load_tokenizer"]
 
+
 class Tokenizer(Protocol):
     """What the rest of minillm asks of a tokenizer.
 
@@ -39,9 +40,7 @@ class Tokenizer(Protocol):
     @property
     def special_tokens(self) -> dict[str, int]: ...
 
-    def encode(
-        self, text: str, *, add_special_tokens: bool = True, allow_special: bool = True
-    ) -> list[int]: ...
+    def encode(self, text: str, *, add_special_tokens: bool = True, allow_special: bool = True) -> list[int]: ...
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str: ...
 
@@ -62,9 +61,7 @@ class LibraryTokenizer:
         self.bos_token_id = bos_token_id
         self.eos_token_ids = eos_token_ids
         self.special_tokens = {
-            token.content: token_id
-            for token_id, token in tokenizer.get_added_tokens_decoder().items()
-            if token.special
+            token.content: token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special
         }
 
     @classmethod

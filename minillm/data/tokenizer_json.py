@@ -129,9 +129,7 @@ def _parse_added_token(entry: dict[str, Any], vocab: dict[str, int]) -> AddedTok
     for flag in ("single_word", "lstrip", "rstrip"):
         _require(not entry.get(flag), f"the added token {content!r} with {flag}")
     if vocab.get(content, token_id) != token_id:
-        raise ValueError(
-            f"the token {content!r} has id {token_id} in added_tokens and {vocab[content]} in model.vocab"
-        )
+        raise ValueError(f"the token {content!r} has id {token_id} in added_tokens and {vocab[content]} in model.vocab")
     special = bool(entry.get("special"))
     return AddedToken(content, token_id, special, bool(entry.get("normalized", not special)))
 
@@ -147,9 +145,7 @@ def _parse_normalizer(normalizer: dict[str, Any] | None) -> bool:
 def _parse_pre_tokenizer(pre_tokenizer: dict[str, Any] | None) -> str:
     """The pattern: GPT-2's where `ByteLevel` stands alone, else that of the `Split` before it."""
     pre_tokenizer = pre_tokenizer or {}
-    steps = (
-        pre_tokenizer.get("pretokenizers", []) if pre_tokenizer.get("type") == "Sequence" else [pre_tokenizer]
-    )
+    steps = pre_tokenizer.get("pretokenizers", []) if pre_tokenizer.get("type") == "Sequence" else [pre_tokenizer]
     kinds = [step.get("type") for step in steps]
     _require(kinds in (["ByteLevel"], ["Split", "ByteLevel"]), f"pre-tokenizers {kinds}")
     _require(not steps[-1].get("add_prefix_space", True), "add_prefix_space")
@@ -159,9 +155,7 @@ def _parse_pre_tokenizer(pre_tokenizer: dict[str, Any] | None) -> str:
         return GPT2_PATTERN
     _require(not uses_gpt2_pattern, "two patterns, one after the other")
     split = steps[0]
-    _require(
-        split.get("behavior") == "Isolated" and not split.get("invert"), "a Split that drops or joins pieces"
-    )
+    _require(split.get("behavior") == "Isolated" and not split.get("invert"), "a Split that drops or joins pieces")
     _require("Regex" in split.get("pattern", {}), "a Split at a fixed string")
     return split["pattern"]["Regex"]
 

@@ -12,8 +12,8 @@
     │ ──►│ ──►│         k=2 ────     k=2 ────       are filled up with zeros.
     └────┴────┘
 
-The scheme of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008), section 4, with the
-loops of BLIS around its micro-kernel.
+The scheme of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008), sections 4 and 6, with
+the loops of BLIS around its micro-kernel.
 """
 
 from __future__ import annotations

@@ -170,9 +170,7 @@ def check_prompt(config: ModelConfig, prompt_token_ids: Sequence[int], name: str
     if not token_ids:
         raise ValueError(f"{name} is empty: expected at least one token")
     if len(token_ids) > config.max_seq_len:
-        raise ValueError(
-            f"{name} has {len(token_ids)} tokens: expected at most {config.max_seq_len} (max_seq_len)"
-        )
+        raise ValueError(f"{name} has {len(token_ids)} tokens: expected at most {config.max_seq_len} (max_seq_len)")
     outside = [token_id for token_id in token_ids if not 0 <= token_id < config.vocab_size]
     if outside:
         raise ValueError(f"{name} has token id {outside[0]}: expected ids from 0 to {config.vocab_size - 1}")

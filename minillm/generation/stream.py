@@ -80,9 +80,7 @@ def cut_at_stop(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
     for piece in pieces:
         for character in piece:
             held += character
-            stop_len = max(
-                (len(stop_string) for stop_string in stop if held.endswith(stop_string)), default=0
-            )
+            stop_len = max((len(stop_string) for stop_string in stop if held.endswith(stop_string)), default=0)
             if stop_len:
                 if len(held) > stop_len:
                     yield held[:-stop_len]

@@ -1,8 +1,8 @@
 """From a solution to the stub that students start from: each region is replaced by `raise NotImplementedError`.
 
-    # BEGIN SOLUTION
-    return 2 * num_layers
-    # END SOLUTION
+# BEGIN SOLUTION
+return 2 * num_layers
+# END SOLUTION
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ Written out in eager torch, a row's numbers go to memory and back at every step.
     gradients of rms_norm, fused          2        6 N    + 8 · parts · n for the parts of dweight
 
 In float32 eager torch needs neither widening nor rounding: 6 launches and 28 N bytes, against 8 N. Zhang and Sennrich
-2019 (arXiv:1910.07467), eq. 4; the gradient follows from it by the chain rule.
+2019 (arXiv:1910.07467); the gradient follows from it by the chain rule.
 """
 
 from __future__ import annotations

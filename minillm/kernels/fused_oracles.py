@@ -19,7 +19,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x²) + eps) · weight over the last axis: `minillm.model.RMSNorm`.
 
     x (..., size), weight (size,). Statistics in float32 at least; what is normed is rounded to the dtype of x, and
-    then multiplied. Zhang and Sennrich 2019 (arXiv:1910.07467), eq. 4.
+    then multiplied. Zhang and Sennrich 2019 (arXiv:1910.07467).
     """
     wide = x.to(wide_dtype(x))
     normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)

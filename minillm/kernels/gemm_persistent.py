@@ -11,8 +11,8 @@ cores (wgmma) read from there. For Ampere (sm_80) the compiler turns the same de
 but not pipelined: `dispatch` leaves those GPUs to `gemm`. Warp specialisation, warps that only load, is left out:
 Triton 3.7's `tl.range(warp_specialize=True)` is for Blackwell.
 
-Reference, by others: on a Hopper GPU, making a warp-specialised kernel persistent took it from 86 to 97 % of the
-vendor's speed (facebookexperimental/triton#1038).
+Reference, by others: on a Hopper GPU, making a warp-specialised kernel persistent took it from 86 to 97 % of torch's
+matmul, measured at one shape, 65536 × 1024 × 1024 (facebookexperimental/triton#1038).
 """
 
 from __future__ import annotations

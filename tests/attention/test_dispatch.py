@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -128,6 +129,54 @@ def test_the_kernel_is_spared_masks_and_repeated_heads(monkeypatch: pytest.Monke
     assert [options["is_causal"] for _, options in calls] == [True, True, False, False, False]
     # One query: the heads of a group arrive as queries to their KV head, (batch, num_kv_heads, group, dim).
     assert [shape for shape, _ in calls] == [(2, 4, 5, 6)] * 2 + [(2, 2, 2, 6)] * 2 + [(2, 4, 5, 6)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"softmax_scale": 0.0}, {"softmax_scale": -0.7}, {"causal": False}], ids=str)
+def test_one_token_and_many_keys_go_to_the_cores(
+    dtype: torch.dtype, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("numba", reason="decoding on CPU cores needs numba")
+    from minillm.attention import cpu_decoding, dispatch
+
+    calls = []
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return decode_on_cpu(*args, **kwargs)
+
+    decode_on_cpu = cpu_decoding.decode_on_cpu
+    monkeypatch.setattr(cpu_decoding, "decode_on_cpu", watched)
+    problem = make_problem(batch=2, q_len=1, k_len=9, k_head_dim=16, v_head_dim=24, dtype=dtype, **options)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    monkeypatch.setattr(dispatch, "LARGE_BYTES", problem.k.nbytes + 1)
+    assert_equals_oracle(problem, tolerance)
+    assert not calls
+    monkeypatch.setattr(dispatch, "LARGE_BYTES", problem.k.nbytes)
+    assert_equals_oracle(problem, tolerance)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"q_len": 2}, {"window": 3}, {"dtype": torch.float64}, {"mask": True}, {"strided": True}, {"gradient": True}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_the_cores_do_not_know_stays_with_torch(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from minillm.attention import dispatch
+
+    changes = dict(changes)
+    mask, strided, gradient = (changes.pop(name, False) for name in ("mask", "strided", "gradient"))
+    monkeypatch.setattr(dispatch, "LARGE_BYTES", 0)
+    monkeypatch.setitem(sys.modules, "minillm.attention.cpu_decoding", None)  # importing it would raise
+    problem = make_problem(**({"q_len": 1, "k_len": 9, "dtype": torch.float32} | changes))
+    if mask:
+        problem.options["mask"] = torch.arange(9) % 3 > 0
+    if strided:
+        problem = replace(problem, v=problem.v.transpose(1, 2).contiguous().transpose(1, 2))
+    if gradient:
+        problem.k.requires_grad_()
+    assert_equals_oracle(problem, 1e-5)
 
 
 @pytest.mark.parametrize("options", [{"k_len": 2}, {"q_len": 1, "mask": torch.zeros(5, dtype=torch.bool)}])

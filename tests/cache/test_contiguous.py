@@ -177,8 +177,7 @@ def random_qkv(lens: Sequence[int], kv_heads: int, seed: int) -> tuple[Tensor, T
     generator = torch.Generator().manual_seed(seed)
     shapes = ((4, 6), (kv_heads, 6), (kv_heads, 4))
     return tuple(
-        torch.randn(len(lens), max(lens), *shape, generator=generator, dtype=torch.float64)
-        for shape in shapes
+        torch.randn(len(lens), max(lens), *shape, generator=generator, dtype=torch.float64) for shape in shapes
     )
 
 

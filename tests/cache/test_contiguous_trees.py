@@ -71,9 +71,7 @@ def test_each_node_of_a_tree_sees_its_path_and_the_kept_path_stays(data: st.Data
     keep: list[list[int]] = []
     for b, draft in enumerate(drafts):
         for node in draft.leaves():
-            assert_equal(
-                logits[b, draft.paths[node]], full(model, texts[b] + draft.text(node))[prompt_lens[b] :]
-            )
+            assert_equal(logits[b, draft.paths[node]], full(model, texts[b] + draft.text(node))[prompt_lens[b] :])
         last = data.draw(st.integers(-1, sizes[b] - 1))
         keep.append(draft.paths[last] if last >= 0 else [])
         texts[b] = texts[b] + (draft.text(last) if last >= 0 else [])

@@ -32,9 +32,7 @@ def run(capsys, folder: Path, *options: str, prompt: str = STORY) -> tuple[str, 
 
 def expected_text(folder: Path, params: SamplingParams, seed: int = 0, stop: tuple[str, ...] = ()) -> str:
     generator = torch.Generator().manual_seed(seed)
-    return generate_text(
-        load_model(folder), load_tokenizer(folder), STORY, params, stop=stop, generator=generator
-    )
+    return generate_text(load_model(folder), load_tokenizer(folder), STORY, params, stop=stop, generator=generator)
 
 
 def test_as_a_command(minillm, model_folder: Path) -> None:
@@ -104,9 +102,7 @@ def test_ends_at_the_models_end_token(model_folder: Path, tmp_path: Path, capsys
 def test_stop_strings_and_no_echo(model_folder: Path, capsys) -> None:
     whole, _ = run(capsys, model_folder, "--temperature", "0", "--no-echo")
     stop = whole[4]
-    out, _ = run(
-        capsys, model_folder, "--temperature", "0", "--no-echo", "--stop", "never said", "--stop", stop
-    )
+    out, _ = run(capsys, model_folder, "--temperature", "0", "--no-echo", "--stop", "never said", "--stop", stop)
     assert out == whole[: whole.index(stop)] + "\n"
 
 

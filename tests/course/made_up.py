@@ -74,7 +74,7 @@ def quadruple(x):
     # END SOLUTION
 '''
 
-MISTAKES = '''\
+MISTAKES = """\
 import torch
 from minillm.grading import edited, mistake
 
@@ -111,7 +111,7 @@ class Stack:
 
 edited("fill", "forgets the first", replace={"x[:]": "x[1:]"}, hint="From 0 on.")
 edited("quadruple", "eightfold", replace={"double(double(x))": "double(double(double(x)))"}, hint="Twice is enough.")
-'''
+"""
 
 TESTS = '''\
 """Chapter 08. Run: python3 tasks.py grade ch08"""

@@ -138,13 +138,11 @@ def test_other_texts_have_probability_zero(index):
 def test_a_wrong_pronoun_or_colour_has_probability_zero():
     tried = 0
     for story in SAMPLES[:40]:
-        if (match := re.search(r"the (\w+) (\w+) was (gone|missing|lost)", story.text)) and match[
-            1
-        ] in TABLES["colour"]:
+        if (match := re.search(r"the (\w+) (\w+) was (gone|missing|lost)", story.text)) and match[1] in TABLES[
+            "colour"
+        ]:
             other = "white" if match[1] != "white" else "blue"
-            assert (
-                corpus.log_prob(story.text.replace(match[0], match[0].replace(match[1], other))) == -math.inf
-            )
+            assert corpus.log_prob(story.text.replace(match[0], match[0].replace(match[1], other))) == -math.inf
             tried += 1
     assert tried
 
@@ -191,9 +189,7 @@ def test_vocabulary():
 
 def test_spelled_names_are_recognised_and_never_listed():
     assert all(corpus.is_spelled_name(name) for name in ("Zumi", "Kilato", "Rupo"))
-    assert not any(
-        corpus.is_spelled_name(name) for name in ("zumi", "Lily", "Zumilato", "Zu", "ZUMI", "Zumie", "")
-    )
+    assert not any(corpus.is_spelled_name(name) for name in ("zumi", "Lily", "Zumilato", "Zu", "ZUMI", "Zumie", ""))
     listed = [name for kind in names.LISTED.values() for name in kind]
     assert len(listed) == len(set(listed)) >= 40
     assert not any(corpus.is_spelled_name(name) for name in listed)

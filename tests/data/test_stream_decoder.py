@@ -56,9 +56,7 @@ def pieces(tokenizer, token_ids: list[int], skip: bool = True) -> list[str]:
 @given(data=st.data(), skip=st.booleans())
 def test_pieces_join_to_the_decoded_text(tokenizer, data, skip):
     token_ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=25))
-    assert "".join(pieces(tokenizer, token_ids, skip)) == tokenizer.decode(
-        token_ids, skip_special_tokens=skip
-    )
+    assert "".join(pieces(tokenizer, token_ids, skip)) == tokenizer.decode(token_ids, skip_special_tokens=skip)
 
 
 @relaxed

@@ -30,9 +30,7 @@ from tests.data.tokenizer_oracles import (
 def test_encode_equals_the_library(style, text):
     oracle, tokenizer = pairs()[style]
     assert tokenizer.encode(text) == oracle.encode(text).ids
-    assert (
-        tokenizer.encode(text, add_special_tokens=False) == oracle.encode(text, add_special_tokens=False).ids
-    )
+    assert tokenizer.encode(text, add_special_tokens=False) == oracle.encode(text, add_special_tokens=False).ids
     oracle.encode_special_tokens = True
     try:
         assert tokenizer.encode(text, allow_special=False) == oracle.encode(text).ids
@@ -41,9 +39,7 @@ def test_encode_equals_the_library(style, text):
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize(
-    "text", ["", EOS, EOS + EOS, EOS + "!", f" {EOS} the", "x" * 300, "the " * 200, *CORPUS]
-)
+@pytest.mark.parametrize("text", ["", EOS, EOS + EOS, EOS + "!", f" {EOS} the", "x" * 300, "the " * 200, *CORPUS])
 def test_encode_of_given_texts_equals_the_library(style, text):
     oracle, tokenizer = pairs()[style]
     assert tokenizer.encode(text) == oracle.encode(text).ids

@@ -115,15 +115,12 @@ def test_other_pipelines_go_to_the_library(tmp_path, path):
     assert isinstance(tokenizer, LibraryTokenizer)
     if path != "model.dropout":
         assert (
-            tokenizer.encode(f"The  fox {EOS} 123")
-            == Tokenizer.from_file(str(file)).encode(f"The  fox {EOS} 123").ids
+            tokenizer.encode(f"The  fox {EOS} 123") == Tokenizer.from_file(str(file)).encode(f"The  fox {EOS} 123").ids
         )
 
 
 def test_library_tokenizer(tmp_path):
-    library = Tokenizer(
-        models.WordPiece({"[UNK]": 0, "[CLS]": 1, "fo": 2, "##x": 3, "a": 4}, unk_token="[UNK]")
-    )
+    library = Tokenizer(models.WordPiece({"[UNK]": 0, "[CLS]": 1, "fo": 2, "##x": 3, "a": 4}, unk_token="[UNK]"))
     library.pre_tokenizer = pre_tokenizers.Whitespace()
     library.decoder = decoders.WordPiece()
     library.add_special_tokens(["[CLS]"])

@@ -33,12 +33,8 @@ def saved(tokenizer: BPETokenizer, folder: Path) -> dict:
     pattern=st.sampled_from(list(NAMED_PATTERNS)),
     min_frequency=st.integers(0, 3),
 )
-def test_training_equals_the_library(
-    tmp_path_factory, corpus, vocab_size, special_tokens, pattern, min_frequency
-):
-    expected = json.loads(
-        train_with_library(corpus, vocab_size, special_tokens, pattern, min_frequency).to_str()
-    )
+def test_training_equals_the_library(tmp_path_factory, corpus, vocab_size, special_tokens, pattern, min_frequency):
+    expected = json.loads(train_with_library(corpus, vocab_size, special_tokens, pattern, min_frequency).to_str())
     tokenizer = BPETokenizer.train(
         iter(corpus), vocab_size, iter(special_tokens), pattern=pattern, min_frequency=min_frequency
     )
@@ -49,9 +45,7 @@ def test_training_equals_the_library(
 
 def test_training_on_many_words_equals_the_library():
     rng = random.Random(0)
-    syllables = [
-        consonant + vowel for consonant in "bdfgklmnprst" for vowel in ("a", "e", "i", "o", "an", "er")
-    ]
+    syllables = [consonant + vowel for consonant in "bdfgklmnprst" for vowel in ("a", "e", "i", "o", "an", "er")]
     lexicon = ["".join(rng.choices(syllables, k=rng.randrange(1, 5))) for _ in range(2000)]
     corpus = [" ".join(rng.choices(lexicon, k=50)).capitalize() + ".\n" for _ in range(200)]
     expected = json.loads(train_with_library(corpus, 1500, [EOS], "gpt2", 2).to_str())["model"]

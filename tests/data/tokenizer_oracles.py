@@ -63,9 +63,7 @@ def oracles() -> dict[str, Tokenizer]:
     gpt2 = train_with_library(CORPUS, 420, [EOS, "<|pad|>"], "gpt2", 0)
 
     llama3 = train_with_library(CORPUS, 400, [], "llama3", 2)
-    llama3.add_special_tokens(
-        [EOS, "<|pad|>", EOS + "!"]
-    )  # ids after the vocabulary; one begins like another
+    llama3.add_special_tokens([EOS, "<|pad|>", EOS + "!"])  # ids after the vocabulary; one begins like another
     bos = llama3.token_to_id("<|pad|>")
     template = processors.TemplateProcessing(
         single=f"<|pad|> $A {EOS}:1",

@@ -55,9 +55,7 @@ def to_transformers() -> Callable[[Transformer], LlamaForCausalLM]:
             for ours, theirs in inner.items():
                 names[f"blocks.{layer_idx}.{ours}"] = f"model.layers.{layer_idx}.{theirs}"
         weights = model.state_dict()
-        peer.load_state_dict(
-            {f"{names[ours]}.weight": weights[f"{ours}.weight"] for ours in names}, strict=True
-        )
+        peer.load_state_dict({f"{names[ours]}.weight": weights[f"{ours}.weight"] for ours in names}, strict=True)
         return peer.eval()
 
     return convert

@@ -51,9 +51,7 @@ def test_equals_transformers(make_model, to_transformers, num_eos_tokens, num_be
             expected_ids, expected_scores = transformers_beam_search(peer, PROMPT, **settings)
             ours = beam_search(model, PROMPT, **settings)
             assert len(ours) == num_beams
-            for (token_ids, score), padded, expected_score in zip(
-                ours, expected_ids, expected_scores, strict=True
-            ):
+            for (token_ids, score), padded, expected_score in zip(ours, expected_ids, expected_scores, strict=True):
                 assert padded == token_ids + [PAD_TOKEN_ID] * (len(padded) - len(token_ids))
                 assert score == pytest.approx(expected_score, abs=1e-4)
                 num_ended_early += len(token_ids) < max_new_tokens
@@ -83,9 +81,7 @@ def test_with_enough_beams_it_finds_every_sequence_in_order(make_model, eos_toke
     model = make_model(4, vocab_size=5, eos_token_ids=eos_token_ids)
     prompt, max_new_tokens = [1, 4], 3
     expected = all_sequences(model, prompt, max_new_tokens, length_penalty)
-    found = beam_search(
-        model, prompt, num_beams=5**3, max_new_tokens=max_new_tokens, length_penalty=length_penalty
-    )
+    found = beam_search(model, prompt, num_beams=5**3, max_new_tokens=max_new_tokens, length_penalty=length_penalty)
     assert [token_ids for token_ids, _ in found] == [token_ids for token_ids, _ in expected]
     assert [score for _, score in found] == pytest.approx([score for _, score in expected], abs=1e-10)
 

@@ -54,9 +54,7 @@ def test_any_chunking_of_the_prefill_gives_the_same_tokens(make_model, chunks, s
         start = 0
         for chunk in chunks:
             logits = last_logits(model, cache, [prompt[start : start + chunk]])
-            torch.testing.assert_close(
-                logits[0], model(torch.tensor(prompt[: start + chunk]))[-1], rtol=0, atol=1e-10
-            )
+            torch.testing.assert_close(logits[0], model(torch.tensor(prompt[: start + chunk]))[-1], rtol=0, atol=1e-10)
             start += chunk
         for _ in range(5):
             token_ids.append(sample(logits[0], params, token_ids, generator))
@@ -86,17 +84,13 @@ def test_any_chunking_of_the_prefill_gives_the_same_tokens(make_model, chunks, s
 def test_a_batch_equals_one_at_a_time(make_model, prompt_lens, seed, params):
     """Ragged prompts, own settings and generators; several end tokens, so rows leave at different steps."""
     model = make_model(2, eos_token_ids=(0, 1, 2, 3), windows=(5, None))
-    prompts = [
-        torch.randint(0, 41, (n,), generator=seeded(seed + i)).tolist() for i, n in enumerate(prompt_lens)
-    ]
+    prompts = [torch.randint(0, 41, (n,), generator=seeded(seed + i)).tolist() for i, n in enumerate(prompt_lens)]
     params = params[: len(prompts)]
     alone = [
         generate_uncached(model, prompt, p, generator=seeded(i))
         for i, (prompt, p) in enumerate(zip(prompts, params, strict=True))
     ]
-    assert (
-        generate_batch(model, prompts, params, generators=[seeded(i) for i in range(len(prompts))]) == alone
-    )
+    assert generate_batch(model, prompts, params, generators=[seeded(i) for i in range(len(prompts))]) == alone
 
 
 @pytest.mark.parametrize("params", [GREEDY, SamplingParams(max_new_tokens=20, top_p=0.9)])
@@ -160,9 +154,7 @@ def test_end_tokens(make_model):
     model = make_model(5, eos_token_ids=(40, ending))
     stop = SamplingParams(temperature=0, max_new_tokens=15, stop_token_ids=(ending,))
     ignoring = SamplingParams(temperature=0, max_new_tokens=15, ignore_eos=True)
-    stop_ignoring = SamplingParams(
-        temperature=0, max_new_tokens=15, ignore_eos=True, stop_token_ids=(ending,)
-    )
+    stop_ignoring = SamplingParams(temperature=0, max_new_tokens=15, ignore_eos=True, stop_token_ids=(ending,))
     for generate_one in (
         generate, generate_uncached, lambda model, prompt, params: generate_batch(model, [prompt], params)[0]
     ):  # fmt: skip

@@ -72,11 +72,7 @@ def test_text_is_given_as_soon_as_it_is_certain_and_nothing_more_is_read_after_a
         # Certain: everything in front of the first place where a stop string may have begun.
         begins = [i for i in range(len(text)) if any(s.startswith(text[i:]) for s in stop)]
         assert shown_then == text[: min(begins, default=len(text))]
-    ends = [
-        n
-        for n, text in enumerate(texts)
-        if cut_afterwards(text, stop) != text or any(s in text for s in stop)
-    ]
+    ends = [n for n, text in enumerate(texts) if cut_afterwards(text, stop) != text or any(s in text for s in stop)]
     assert num_read == min(ends, default=len(pieces))
 
 
@@ -85,28 +81,20 @@ def test_text_is_given_as_soon_as_it_is_certain_and_nothing_more_is_read_after_a
 def test_a_stream_equals_decoding_everything_and_cutting(model, tokenizer, data, seed):
     params = SamplingParams(max_new_tokens=25, temperature=1.5, ignore_eos=data.draw(st.booleans()))
     prompt = "the dog"
-    token_ids = generate(
-        model, tokenizer.encode(prompt), params, generator=torch.Generator().manual_seed(seed)
-    )
+    token_ids = generate(model, tokenizer.encode(prompt), params, generator=torch.Generator().manual_seed(seed))
     text = tokenizer.decode(token_ids)
     # Stop strings out of the text itself, or none would ever occur.
-    spans = data.draw(
-        st.lists(st.tuples(st.integers(0, max(len(text) - 1, 0)), st.integers(1, 5)), max_size=3)
-    )
+    spans = data.draw(st.lists(st.tuples(st.integers(0, max(len(text) - 1, 0)), st.integers(1, 5)), max_size=3))
     stop = tuple(text[start : start + length] for start, length in spans if text)
     generator = torch.Generator().manual_seed(seed)
     seen: list[int] = []
-    pieces = list(
-        stream(model, tokenizer, prompt, params, stop=stop, generator=generator, on_token=seen.append)
-    )
+    pieces = list(stream(model, tokenizer, prompt, params, stop=stop, generator=generator, on_token=seen.append))
     assert "".join(pieces) == cut_afterwards(text, stop)
     assert all(pieces)
     assert seen == token_ids[: len(seen)]
     if not stop:
         assert seen == token_ids
-    again = generate_text(
-        model, tokenizer, prompt, params, stop=stop, generator=torch.Generator().manual_seed(seed)
-    )
+    again = generate_text(model, tokenizer, prompt, params, stop=stop, generator=torch.Generator().manual_seed(seed))
     assert again == "".join(pieces)
 
 

@@ -104,9 +104,7 @@ def test_leading_axes_and_broadcast_positions() -> None:
     for positions in (torch.arange(9), torch.arange(9)[None], torch.arange(9).expand(2, 3, 9)):
         torch.testing.assert_close(model(tokens, positions, attend), logits, atol=1e-12, rtol=0)
     same_place = model(tokens[0], torch.full((3, 1), 4), attend)  # (batch, 1): as when decoding
-    torch.testing.assert_close(
-        same_place, model(tokens[0], torch.full((3, 9), 4), attend), atol=1e-12, rtol=0
-    )
+    torch.testing.assert_close(same_place, model(tokens[0], torch.full((3, 9), 4), attend), atol=1e-12, rtol=0)
 
 
 def test_packed_sequences_need_nothing_but_an_attend() -> None:

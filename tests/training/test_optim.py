@@ -66,7 +66,13 @@ def test_starting_weights() -> None:
 def test_heads_start_aligned() -> None:
     """Each query head resembles the key projection of its own KV head; wo the transposed values; variances stay."""
     config = ModelConfig(
-        vocab_size=10, hidden_size=96, intermediate_size=8, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=16,
+        vocab_size=10,
+        hidden_size=96,
+        intermediate_size=8,
+        num_layers=1,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
         max_seq_len=8,
     )
     attention = Transformer(config).blocks[0].attention

@@ -15,9 +15,7 @@ TABLES: dict[str, str] = {
     "trait": "little|kind|clever|curious|cheerful|gentle|young|shy|merry|funny|quiet|lively|friendly|playful",
     "size": "small|little|tiny|big|round|young|fluffy|sleepy|funny|cheeky",
     "family": "mother|father|grandmother|grandfather|sister|brother|aunt|uncle|cousin",
-    "neighbour": (
-        "baker|teacher|farmer|gardener|postman|miller|painter|fisherman|shoemaker|tailor|carpenter|cook"
-    ),
+    "neighbour": ("baker|teacher|farmer|gardener|postman|miller|painter|fisherman|shoemaker|tailor|carpenter|cook"),
     "hobby": (
         "singing|painting|reading|dancing|climbing trees|drawing|picking flowers|jumping in puddles"
         "|telling jokes|making paper hats|watching clouds|skipping rope|telling stories"
@@ -29,9 +27,7 @@ TABLES: dict[str, str] = {
     "home": "village*5|town*3|valley|street",
     "home_size": "small|quiet|little|pretty|sleepy|tiny|sunny|green|cosy|peaceful",
     "mark": "forest|river|sea|lake|hills|mountains|meadow|woods|windmill|castle",
-    "place": (
-        "pond|garden|market|bridge|barn|school|bakery|well|orchard|tower|playground|mill|library|station"
-    ),
+    "place": ("pond|garden|market|bridge|barn|school|bakery|well|orchard|tower|playground|mill|library|station"),
     "under": (
         "under the bed|behind the door|under the table|behind the sofa|in the cupboard"
         "|behind the shelf|in the kitchen|under the stairs|in the attic|in the drawer"

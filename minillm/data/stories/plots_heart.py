@@ -13,10 +13,8 @@ def fear(t: Teller) -> None:
         "But <hero> had a secret: [he] was {afraid|scared} of <fear:fear>.",
     )
     t.say(
-        "When {the others|the other children} {laughed|called [him]}, [he] {hid <under>|ran "
-        "home|said nothing}.",
-        "[He] had tried {to be brave|everything|to be big and strong}, but [his] knees always "
-        "{shook|trembled}.",
+        "When {the others|the other children} {laughed|called [him]}, [he] {hid <under>|ran home|said nothing}.",
+        "[He] had tried {to be brave|everything|to be big and strong}, but [his] knees always {shook|trembled}.",
     )
     t.paragraph()
     t.say(
@@ -32,8 +30,7 @@ def fear(t: Teller) -> None:
     t.say(
         'Then [he] heard {a small voice|somebody crying|a little cry}: "{Help|Help me}! {My '
         'foot is stuck|I am caught|I am stuck} in {the mud|a hole|the fence|the roots of a tree}!"',
-        'Far away, a {thin|little} voice {called|cried}, "{I am over here|I am stuck|I cannot '
-        'find the way}!"',
+        'Far away, a {thin|little} voice {called|cried}, "{I am over here|I am stuck|I cannot find the way}!"',
     )
     t.paragraph()
     t.say(
@@ -100,8 +97,7 @@ def wish(t: Teller) -> None:
     )
     t.say(
         "<He> {waited|hoped} all {day|day long}, but nothing happened.",
-        "Nothing happened {that day|at first}, and {nothing happened the next day|the next day "
-        "was the same}.",
+        "Nothing happened {that day|at first}, and {nothing happened the next day|the next day was the same}.",
         "Then [he] {went home and waited|sat down and waited}.",
     )
     t.paragraph()
@@ -133,8 +129,7 @@ def wish(t: Teller) -> None:
     t.say(
         "{The next day|A week later|One fine day}, {there was a knock|somebody knocked} at the "
         "door. It was the [neighbour]{, and the [wild] was there too|}.",
-        "{The next day|A week later|On [his] birthday}, the [neighbour] {came|called} and "
-        "{smiled|laughed|waved}.",
+        "{The next day|A week later|On [his] birthday}, the [neighbour] {came|called} and {smiled|laughed|waved}.",
     )
     t.say(
         '"You {have helped|were kind to} us, and now {it is our turn|we will help you}," '
@@ -170,8 +165,7 @@ def sharing(t: Teller) -> None:
     t.say(
         "<Hero> and <pal> <went>{*3| <pace>*2} {down the road|along the path|through the "
         "fields}{, singing all the way|, and the basket was heavy|}.",
-        '"{I will come with you|Let me help you carry it}{,*3|!*2}" <said_pal>, and {off they '
-        "went|they set out}.",
+        '"{I will come with you|Let me help you carry it}{,*3|!*2}" <said_pal>, and {off they went|they set out}.',
     )
     t.paragraph()
     t.say(
@@ -213,8 +207,7 @@ def sharing(t: Teller) -> None:
     t.say(
         '"You {shared with us|were kind to us}," {they said|said the [first]}, "and {now we '
         'share with you|we want to say thank you|now it is our turn}{.*3|!*2}"',
-        "{Soon|In no time}, the basket was {full again|fuller than before|so full that it took "
-        "two to carry it}.",
+        "{Soon|In no time}, the basket was {full again|fuller than before|so full that it took two to carry it}.",
     )
     t.maybe(
         "<Hero> {could hardly believe it|had no words|was so <happy> that [he] danced}.",

@@ -20,8 +20,7 @@ def lost_thing(t: Teller) -> None:
         "<when>, the [colour] [thing] was {gone|nowhere to be seen|missing|not in its place}.",
         "<when>, <hero> {could not find|looked for} the [colour] [thing]{, and it was gone|. It "
         "was gone|. It was not there}.",
-        "But <weather> mornings can bring bad luck. {Suddenly|All at once}, the [colour] "
-        "[thing] was {gone|lost}.",
+        "But <weather> mornings can bring bad luck. {Suddenly|All at once}, the [colour] [thing] was {gone|lost}.",
     )
     t.say(
         '"Oh {no|dear}! Where is my [thing]?" <sad_hero>.',
@@ -102,8 +101,7 @@ def broken_thing(t: Teller) -> None:
     )
     t.say(
         '"Oh {no|dear}! {What will my [giver] say|What have I done|What shall I do now}?" <sad_hero>.',
-        "[Hero] felt <very> <sad>, because [his] [giver] loved the [toy] {so much|very "
-        "much|more than anything}.",
+        "[Hero] felt <very> <sad>, because [his] [giver] loved the [toy] {so much|very much|more than anything}.",
     )
     t.say(
         '"{We can mend it|Let us mend it|I will help you mend it}{,*3|!*2}" <said_pal>. "{We '
@@ -162,8 +160,7 @@ def broken_thing(t: Teller) -> None:
     t.paragraph()
     close_story(
         t,
-        "{Almost everything|What is broken} can be mended {with patience|if you try again|with "
-        "a little help}.",
+        "{Almost everything|What is broken} can be mended {with patience|if you try again|with a little help}.",
         "It is {always|much} better to tell the truth.",
         "And the [toy] {worked|lasted} for many, many years.",
     )

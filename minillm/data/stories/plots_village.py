@@ -64,8 +64,7 @@ def baking_contest(t: Teller) -> None:
         "{The judges|The three judges} {tasted it|took a bite} and {closed their "
         'eyes|smiled|were quiet for a moment}. "{Mmm|Oh}! {This is the best of all|How good it '
         'is|How lovely}!"',
-        "{One bite|One little bite} was enough. The judges {clapped|cheered|asked for "
-        "more|wanted a second piece}.",
+        "{One bite|One little bite} was enough. The judges {clapped|cheered|asked for more|wanted a second piece}.",
     )
     t.say(
         "<Hero> and <pal> {won|got} the [colour] prize{!| and shared it.}",
@@ -115,8 +114,7 @@ def race(t: Teller) -> None:
         "{Halfway|Near the end}, the [rival] {tripped and fell|stumbled|fell down} {over a "
         'stone|in the mud|beside a puddle|over a root}. "{Ouch|Oh, my foot|Ow, my knee}!" it '
         "{cried|sobbed|said}.",
-        "{Suddenly|Then}, the [rival] {fell down|lay in the mud|sat on the ground} and {held "
-        "its foot|began to cry}.",
+        "{Suddenly|Then}, the [rival] {fell down|lay in the mud|sat on the ground} and {held its foot|began to cry}.",
     )
     t.say(
         "The others {ran past|did not look}. [Hero] could {win now|be first now}! But [he] "
@@ -132,8 +130,7 @@ def race(t: Teller) -> None:
         "{they went on together|arm in arm they walked on}.",
     )
     t.say(
-        "They {came in|were} last, but {everyone|the whole [home]} {clapped "
-        "loudly|cheered|stood up and clapped}.",
+        "They {came in|were} last, but {everyone|the whole [home]} {clapped loudly|cheered|stood up and clapped}.",
         "{Slowly, slowly|Step by step}, they {came|got} to the [mark]. [Pal] "
         "{cheered|clapped|shouted} the loudest of all.",
     )
@@ -173,8 +170,7 @@ def storm(t: Teller) -> None:
     t.say(
         "{Suddenly|Then|All at once}, they heard {a knock|a tiny voice|a cry|a tapping} {at the "
         "door|outside|at the window}.",
-        '"{Listen|Hush}{,*3|!*2}" <said_pal>. "{Someone is|I hear someone} {outside|crying|at '
-        'the door}{.*3|!*2}"',
+        '"{Listen|Hush}{,*3|!*2}" <said_pal>. "{Someone is|I hear someone} {outside|crying|at the door}{.*3|!*2}"',
     )
     t.paragraph()
     t.say(
@@ -204,8 +200,7 @@ def storm(t: Teller) -> None:
         "{In the morning|The next morning|At sunrise}, the {sun was shining|sky was blue|storm "
         "was over}, and {a rainbow stood over the [mark]|the air smelled fresh|the birds sang "
         "again}.",
-        "When {morning|the sun} came, the storm was over. A {great|bright|<nice>} rainbow stood "
-        "over the [mark].",
+        "When {morning|the sun} came, the storm was over. A {great|bright|<nice>} rainbow stood over the [mark].",
     )
     t.say(
         "{Together they|So they|Then they all|That day, they} {built|made} a new {house|home} "

@@ -101,8 +101,7 @@ def star(t: Teller) -> None:
     )
     t.say(
         "There, <spot>, lay a {tiny|little|small} star. It was {crying|cold|pale|no bigger than a plum}.",
-        "A {tiny|little|small} star was sitting <spot>. {It was crying|It shone only a "
-        "little|Its light was weak}.",
+        "A {tiny|little|small} star was sitting <spot>. {It was crying|It shone only a little|Its light was weak}.",
     )
     t.paragraph()
     t.say(
@@ -205,8 +204,7 @@ def lonely_giant(t: Teller) -> None:
     t.say(
         '"{I am [hero], and this is [pal]|We are not afraid of you|We will stay}{,*3|!*2}" '
         '<said_hero>. "{What is your name|What do you like to play|Do you like <hobby>}?"',
-        "<Hero> {gave|offered} it {some <food>|half of [his] <treat>|[his] handkerchief}{, and "
-        "[pal] said hello|}.",
+        "<Hero> {gave|offered} it {some <food>|half of [his] <treat>|[his] handkerchief}{, and [pal] said hello|}.",
     )
     t.say(
         '"My name is <place_name:monster_name>," {said*4|answered|replied|explained} the '

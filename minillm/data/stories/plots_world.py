@@ -107,8 +107,7 @@ def boat_trip(t: Teller) -> None:
     )
     t.paragraph()
     t.say(
-        "The water was {blue|calm|bright}, and {fish jumped|birds flew|the sun danced} "
-        "{around|beside} the boat.",
+        "The water was {blue|calm|bright}, and {fish jumped|birds flew|the sun danced} {around|beside} the boat.",
         '{A soft wind|The wind} pushed them {along|over the waves}. {"I am the captain!" sang '
         "[hero]|[Pal] held the rope|They sang a song about <fruit>}.",
     )
@@ -129,8 +128,7 @@ def boat_trip(t: Teller) -> None:
         "trouble}.",
     )
     t.say(
-        "<Hero> {thought|had to think} hard. {Suddenly|After a while}, [he] {remembered|looked "
-        "at} the [tool].",
+        "<Hero> {thought|had to think} hard. {Suddenly|After a while}, [he] {remembered|looked at} the [tool].",
         '"{Do not be afraid|Stay calm|Let me think}{,*3|!*2}" <said_hero>. "{We still have|Give '
         'me|I can use} the [tool]!"',
     )
@@ -143,22 +141,19 @@ def boat_trip(t: Teller) -> None:
         "to help.",
     )
     t.maybe(
-        '"{Good day|Hello}, {little sailors|captain}," it said{*3| <softly>*2}. "{Hold '
-        'tight|Give me your rope}!"',
+        '"{Good day|Hello}, {little sailors|captain}," it said{*3| <softly>*2}. "{Hold tight|Give me your rope}!"',
         "<They> {gave|brought|handed} it {some|all} of the [food]{, and it smiled|}.",
         p=0.7,
     )
     t.say(
-        "It {pulled|pushed} the [colour] boat {back to land|all the way home|safely to the "
-        "shore}{ before dark|}.",
+        "It {pulled|pushed} the [colour] boat {back to land|all the way home|safely to the shore}{ before dark|}.",
         "{Splash, splash|Whoosh}! It {pushed|pulled} the [colour] boat {home|to the shore|over "
         "the waves}, faster than the wind.",
     )
     t.say(
         "{Everyone|Everybody|The whole [home]} {stood|waited} {on the shore|at the door} {with "
         "<drink>|with a lamp|with warm blankets}.",
-        '{"Home at last|"Home again}!" <cried_pal>, and {kissed the ground|danced on the '
-        "sand|jumped onto the sand}.",
+        '{"Home at last|"Home again}!" <cried_pal>, and {kissed the ground|danced on the sand|jumped onto the sand}.',
     )
     t.paragraph()
     close_story(

@@ -136,9 +136,7 @@ class Teller:
     def _choose_vowel(self) -> str:
         return self._choose_letter(names.VOWELS, Distribution.of(rank_weights(len(names.VOWELS))))
 
-    def _choose_letter(
-        self, letters: tuple[str, ...], distribution: Distribution, capital: bool = False
-    ) -> str:
+    def _choose_letter(self, letters: tuple[str, ...], distribution: Distribution, capital: bool = False) -> str:
         cased = tuple(letter.upper() for letter in letters) if capital else letters
         letter = cased[self._chooser.choose(distribution, cased.__getitem__)]
         self._chooser.emit(letter)

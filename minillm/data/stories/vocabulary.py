@@ -37,11 +37,7 @@ def vocabulary() -> frozenset[str]:
 
 def unknown_words(text: str) -> list[str]:
     """The words of `text` that no story can contain, in order, each once."""
-    strange = (
-        word
-        for word in words_of(text)
-        if word.lower() not in vocabulary() and not names.is_spelled_name(word)
-    )
+    strange = (word for word in words_of(text) if word.lower() not in vocabulary() and not names.is_spelled_name(word))
     return list(dict.fromkeys(strange))
 
 
