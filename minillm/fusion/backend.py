@@ -1,11 +1,11 @@
 """A backend for `torch.compile` that fuses: TorchDynamo finds the graph, the patterns rewrite it, torch runs it.
 
-compiled = torch.compile(model, backend=fusing_backend)
+    compiled = torch.compile(model, backend=fusing_backend)
 
-backend = FusingBackend()                       # the same, and it tells
-compiled = torch.compile(model, backend=backend)
-compiled(tokens)
-print(backend.reports[0])                       # 361 nodes -> 197: 6 × rope, …
+    backend = FusingBackend()                       # the same, and it tells
+    compiled = torch.compile(model, backend=backend)
+    compiled(tokens)
+    print(backend.reports[0])                       # 361 nodes -> 197: 6 × rope, …
 """
 
 from __future__ import annotations

@@ -1,13 +1,16 @@
-"""Fewer KV heads for a finished model (Ainslie et al. 2023, arXiv:2305.13245, section 2.1).
+r"""Fewer KV heads for a finished model (Ainslie et al. 2023, arXiv:2305.13245, section 2.1).
 
     smaller = pool_kv_heads(load_model("stories-5m"), 2)        # 8 query heads; 4 KV heads become 2
     save_model(smaller, "runs/two")
     shutil.copy("minillm/weights/stories-5m/tokenizer.json", "runs/two")
 
-    minillm train --init-from runs/two --out runs/two-tuned --seed 1 --lr 1e-3 --steps 500
+    minillm train --init-from runs/two --out runs/two-tuned --seed 1 --lr 1e-3 --warmup-steps 10 --steps 500 \
+        --eval-every 50
 
 Query heads keep their places; neighbouring KV heads become one. Where they held different things, something is lost,
-and a short training brings most of it back (the paper's "uptraining").
+and a short training brings most of it back (the paper's "uptraining"). These 500 steps, 2 million tokens, a tenth of
+what the bundled model was trained on, end at 131.5 nats a story; the model with four heads has 130.2, the source 126.7
+(`book/results/two-kv-heads`).
 """
 
 from __future__ import annotations
