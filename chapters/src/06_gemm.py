@@ -867,4 +867,4 @@ plots.show(fig, alt="Left: GFLOP/s against the number of rows for gemv, flat, pa
 # * Hong et al. 2023, [*FlashDecoding++*](../book/bibliography.md#hong2023), §4 and §5: flat GEMM, and the choice of a kernel
 #   by shape.
 #
-# Next: [chapter 07](../README.md#the-course) asks what the operations between the products cost.
+# Next: [chapter 07](07_fusion.ipynb) asks what the operations between the products cost.

@@ -16,8 +16,8 @@
 # *Three ways to make a token's share of the cache smaller: share heads, share them all, or keep one small vector that every
 # head can be made from, and then not make them.*
 #
-# Needs: chapters [01](01_whole_system.ipynb), [02](02_building_the_model.ipynb), [03](03_training.ipynb),
-# [05](05_cost_model.ipynb), [08](08_kv_cache.ipynb)  · Time: 60 minutes to read, 75 to solve
+# Needs: chapters [01](01_whole_system.ipynb), [02](02_building_the_model.ipynb), [03](03_training.ipynb), [05](05_cost_model.ipynb), [08](08_kv_cache.ipynb) ·
+# Time: 60 minutes to read, 75 to solve
 
 # %% [markdown]
 # ## Why
