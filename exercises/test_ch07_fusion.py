@@ -92,8 +92,8 @@ def random(rng, *shape):
     return torch.randn(*shape, generator=rng, dtype=torch.float64)
 
 
-def close(a, b, tolerance=1e-9):
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+def close(a, b, tolerance=1e-9, what="result"):
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=lambda text: f"{what}: {text}")
 
 
 # ---- fusion_bytes
@@ -155,8 +155,9 @@ def normed(student, x, residual, weight, block_rows, eps=1e-5, numbers=None):
         (total, found[1], expected),
         (out, found[2], F.rms_norm(expected, weight.shape, weight, eps)),
     ):
-        close(stored.result(), right)
-        close(returned, right)
+        what = "total" if stored is total else "out"
+        close(stored.result(), right, what=f"{what} in HBM")
+        close(returned, right, what=f"{what} returned")
     return meter
 
 
@@ -205,8 +206,8 @@ def check_loss(student, hidden, lm_head, targets, block, tolerance=1e-9):
     expected = losses_by_autograd(hidden, lm_head, targets)
     kept = [t.clone() for t in (hidden, lm_head, targets)]
     found = student.loss_by_blocks(hidden, lm_head, targets, block=block)
-    close(found[0], expected[0], tolerance)
-    close(found[1], expected[1], tolerance)
+    close(found[0], expected[0], tolerance, "losses")
+    close(found[1], expected[1], tolerance, "d_hidden")
     assert all(torch.equal(a, b) for a, b in zip((hidden, lm_head, targets), kept, strict=True)), "arguments changed"
 
 
@@ -216,8 +217,8 @@ def test_two_words_by_hand(student):
     one = torch.ones(1, 1, dtype=torch.float64)
     for block in (1, 2, 5):
         losses, d_hidden = student.loss_by_blocks(one, lm_head, torch.tensor([1]), block=block)
-        close(losses, torch.tensor([math.log(4 / 3)], dtype=torch.float64))
-        close(d_hidden, torch.tensor([[-math.log(3) / 4]], dtype=torch.float64))
+        close(losses, torch.tensor([math.log(4 / 3)], dtype=torch.float64), what="losses")
+        close(d_hidden, torch.tensor([[-math.log(3) / 4]], dtype=torch.float64), what="d_hidden")
 
 
 @graded(LOSS, points=1)
@@ -250,8 +251,10 @@ def test_no_logits_of_the_whole_vocabulary_and_one_pass(student, rng):
     targets = torch.randint(500, (64,), generator=rng)
     found = []
     flops = count_flops(lambda: found.extend(student.loss_by_blocks(hidden, lm_head, targets, block=16)))
-    for mine, expected in zip(found, losses_by_autograd(hidden, lm_head, targets), strict=True):
-        close(mine, expected)
+    for mine, expected, what in zip(
+        found, losses_by_autograd(hidden, lm_head, targets), ("losses", "d_hidden"), strict=True
+    ):
+        close(mine, expected, what=what)
     assert flops < 4.5 * 64 * 500 * 8, "more than two products for each block: the logits, and weights @ rows"
 
 
@@ -390,8 +393,12 @@ def grown(part, graph, inputs, rng):
 # ---- swap_swiglu
 
 
+RUNS = []  # the arguments of each call of `marked_swiglu`
+
+
 def marked_swiglu(gate, up):
     """What takes the place; a leaf of the graph."""
+    RUNS.append((gate, up))
     return F.silu(gate) * up
 
 
@@ -400,8 +407,10 @@ def swapped(student, function, *inputs):
     expected, before = module(*inputs), len(module.graph.nodes)
     count, code = student.swap_swiglu(module, marked_swiglu)
     module.graph.lint()
+    RUNS.clear()
     close(module(*inputs), expected)
-    assert code == module.code
+    assert len(RUNS) == count, f"the module's Python calls `fused` {len(RUNS)} times, its graph {count}: recompile"
+    assert code == module.code and code.count("marked_swiglu(") == count, "return the code of the new graph"
     targets = [node.target for node in module.graph.nodes]
     assert targets.count(marked_swiglu) == count, "as many calls of `fused` as were counted"
     assert len(targets) == before - count, "two nodes go for each that comes"
@@ -450,8 +459,11 @@ def test_leaves_what_is_needed_elsewhere_or_is_no_swiglu(student, rng):
     ]
     for function in cases:
         assert swapped(student, function, random(rng, 2, 3), random(rng, 2, 3))[1] == 0
-    _, count, targets = swapped(student, lambda g, u: F.silu(g) * F.silu(u), random(rng, 2, 3), random(rng, 2, 3))
-    assert (count, targets.count(F.silu)) == (1, 1)
+    for function in (lambda g, u: F.silu(g) * F.silu(u), lambda g, u: torch.mul(F.silu(g), F.silu(u))):
+        module, count, targets = swapped(student, function, random(rng, 2, 3), random(rng, 2, 3))
+        assert (count, targets.count(F.silu)) == (1, 1)
+        (node,) = [node for node in module.graph.nodes if node.target is marked_swiglu]
+        assert node.args[0].name == "g" and node.args[1].target is F.silu, "of two silus the left one goes"
 
 
 def square(x):
@@ -513,13 +525,11 @@ def means(embed, unembed, tokens):
     return torch.stack([embed[torch.tensor(tokens[: i + 1])].mean(dim=0) @ unembed for i in range(len(tokens))])
 
 
-def check_replayed(student, embed, unembed, tokens, capacity, strict=False):
-    watched = Watched(strict)
+def check_replayed(student, embed, unembed, tokens, capacity):
     kept = embed.clone(), unembed.clone()
-    found = student.replayed(embed, unembed, tokens, capacity=capacity, record=watched)
+    found = student.replayed(embed, unembed, tokens, capacity=capacity, record=Watched())
     close(found, means(embed, unembed, tokens))
     assert torch.equal(embed, kept[0]) and torch.equal(unembed, kept[1]), "arguments changed"
-    return watched
 
 
 @graded(REPLAY, points=1)
@@ -538,6 +548,9 @@ def test_each_result_is_that_of_its_own_tokens(student, rng):
 @graded(REPLAY, points=1)
 def test_one_recording_after_a_warm_up_and_a_replay_for_each_token(student, rng):
     embed, unembed = random(rng, 6, 2), random(rng, 2, 6)
-    check_replayed(student, embed, unembed, [3, 1, 4, 1, 5], capacity=9)
-    watched = check_replayed(student, embed, unembed, [2, 0, 5, 5, 3, 1, 4], capacity=9, strict=True)
+    watched = Watched(strict=True)
+    freely = student.replayed(embed, unembed, [3, 1, 4, 1, 5], capacity=9, record=Watched())
+    strictly = student.replayed(embed, unembed, [2, 0, 5, 5, 3, 1, 4], capacity=9, record=watched)
+    close(freely, means(embed, unembed, [3, 1, 4, 1, 5]))
+    close(strictly, means(embed, unembed, [2, 0, 5, 5, 3, 1, 4]))
     assert watched.replays == 7, "one replay for each token"

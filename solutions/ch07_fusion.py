@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from minillm.generation.graph_capture import Graph
 from minillm.perf.meter import Counts, HbmTensor, Meter
 
-# ---- Task 1 (prediction): what fusing a chain saves. Prepared by "Napkin".
+# ---- Task 1 (prediction): what fusing a chain saves. Prepared by "Napkin" and "Keep the tile".
 
 
 def fusion_bytes(
@@ -81,6 +81,9 @@ def add_rms_norm_on_meter(
     x, residual, total, out (rows, size) and weight (1, size) lie in the meter's HBM; total and out are empty. A program
     for each `block_rows` rows, the last may have fewer. It reads its rows of x and residual and the weight once, and
     writes its rows of total and out once. Nothing else crosses the border.
+
+    As in chapter 06: `with meter.kernel("add_rms_norm") as kernel:`, in it for each program `with kernel.program(i) as
+    sram:`, and there `tile = sram.load(x[rows])` and `sram.store(tile, out[rows])` with `rows` a slice.
 
     The tests' meters have room for 2 · block_rows · size + 2 · block_rows numbers: two tiles of rows and two columns.
     `with sram.scope():` frees at its end what was made inside. Operators and methods make new tiles, so work in place
@@ -223,9 +226,9 @@ def match_chain(
 def swap_swiglu(module: fx.GraphModule, fused: Callable[[Tensor, Tensor], Tensor]) -> tuple[int, str]:
     """Put `fused(gate, up)` where F.silu(gate) * up was, in place: (how many were swapped, `module.code`).
 
-    Nodes have `op`, `target`, `args`, `users` (a dict whose keys are nodes), and `next`. Silus and products
-    are of the op "call_function": the target of a silu is `F.silu`, its argument `node.args[0]`; the target of a product
-    is `operator.mul` or `torch.mul`, its operands are `node.args`, the silu on either side. Other nodes are left alone.
+    Nodes have `op`, `target`, `args`, `users` (a dict whose keys are nodes), and `next`. Silus and products are of the
+    op "call_function": the target of a silu is `F.silu`, its argument `node.args[0]`; the target of a product is
+    `operator.mul` or `torch.mul`, its operands are `node.args`, the silu on either side. Other nodes are left alone.
 
     A silu is swapped if this product is its only use; one that is used elsewhere, too, or on both sides of the product,
     or returned, stays as it is, and so does its product. So does a product with a Python number: `up` has to be a node.
@@ -272,7 +275,7 @@ class Memory:
 def hasty_replayed(
     embed: Tensor, unembed: Tensor, tokens: Sequence[int], *, capacity: int, record: Callable[..., Graph]
 ) -> Tensor:
-    """Somebody's draft of `replayed`, with five mistakes. It runs, and its first result is right."""
+    """A draft of `replayed`: five mistakes against four of the chapter's rules. Its first result is right."""
     memory, length = Memory(), 0
     token = torch.tensor(tokens[:1])
 
@@ -299,7 +302,7 @@ def replayed(
 
     A model that is nothing but memory: the state after some tokens is the mean of their rows of embed (vocab_size,
     size), the logits are the state times unembed (size, vocab_size). A memory of `capacity` rows keeps the embeddings
-    seen so far, a row each. 1 ≤ len(tokens) ≤ capacity, and 4 ≤ capacity.
+    seen so far, a row each. 1 ≤ len(tokens) ≤ capacity.
 
     record(step, num_warmups=n) calls `step()`, which takes no arguments, n times to warm up and once more to record its
     operations, with the tensors that they read and write. It returns a graph: `replay()` repeats these operations on

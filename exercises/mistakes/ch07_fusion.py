@@ -26,6 +26,12 @@ edited(
 )
 edited(
     "fusion_bytes",
+    "reads a weight once for all programs of the fused kernel",
+    replace={"fused = read(outside)": "fused = sum(math.prod(shapes[name]) for name in outside)"},
+    hint="The fused kernel has as many programs as the others, and each of them loads the weight for itself.",
+)
+edited(
+    "fusion_bytes",
     "reads everything once for each program",
     replace={"(num_programs if shapes[name][0] == 1 else 1)": "num_programs"},
     hint="A tensor with all the rows is shared among the programs: together they load it once.",
@@ -114,6 +120,19 @@ edited(
         ),
     },
     hint="1 / sqrt(mean + eps), not 1 / (sqrt(mean) + eps).",
+)
+edited(
+    "add_rms_norm_on_meter",
+    "adds eps to the factor",
+    replace={
+        "                    mean += eps\n": "",
+        "                    tile *= mean.rsqrt()\n": (
+            "                    factor = mean.rsqrt()\n"
+            "                    factor += eps\n"
+            "                    tile *= factor\n"
+        ),
+    },
+    hint="eps belongs under the root: 1 / sqrt(mean + eps), not 1 / sqrt(mean) + eps.",
 )
 edited(
     "add_rms_norm_on_meter",
@@ -211,6 +230,14 @@ edited(
 )
 edited(
     "loss_by_blocks",
+    "starts with a maximum of 0",
+    replace={
+        "torch.full((len(hidden), 1), -math.inf, dtype=hidden.dtype)": "torch.zeros(len(hidden), 1, dtype=hidden.dtype)"
+    },
+    hint="Where all logits lie far below 0, exp(logit − 0) is 0 for all words. Before the first block the largest is −inf.",
+)
+edited(
+    "loss_by_blocks",
     "one maximum for all tokens",
     replace={"logits.amax(dim=1, keepdim=True)": "logits.amax().expand(len(hidden), 1)"},
     hint="Each token has its own largest logit: amax(dim=1, keepdim=True).",
@@ -252,6 +279,15 @@ edited(
     "a gradient for tokens that don't count",
     replace={"d_hidden.masked_fill(~counts[:, None], 0.0)": "d_hidden"},
     hint="Where the target is -100 the loss is 0 whatever hidden is, so its gradient is 0.",
+)
+edited(
+    "loss_by_blocks",
+    "takes only the target's row from tokens that don't count",
+    replace={
+        "lm_head[targets.masked_fill(~counts, 0)]": "lm_head[targets.masked_fill(~counts, 0)] * counts[:, None]",
+        "d_hidden.masked_fill(~counts[:, None], 0.0)": "d_hidden",
+    },
+    hint="Where the target is -100 the whole gradient is 0, the weighted mean of lm_head's rows included.",
 )
 edited(
     "loss_by_blocks",
@@ -434,6 +470,20 @@ edited(
 )
 
 
+edited(
+    "swap_swiglu",
+    "forgets to recompile",
+    replace={"    module.recompile()\n": ""},
+    hint="The graph is new, but the Python that runs, module.code, is the old one: module.recompile() makes it again.",
+)
+edited(
+    "swap_swiglu",
+    "tries the right side first",
+    replace={"in (product.args, product.args[::-1])": "in (product.args[::-1], product.args)"},
+    hint="In F.silu(a) * F.silu(b) either could go: look at the left operand first.",
+)
+
+
 @mistake(
     "swap_swiglu", "any activation", hint="Only F.silu is in the fused operator; a gelu times up is something else."
 )
@@ -496,11 +546,28 @@ edited(
 )
 edited(
     "replayed",
-    "the slot was frozen",
+    "only the newest token is remembered",
     replace={
         "rows.index_copy_(0, length, embed.index_select(0, token))": "rows[int(0)] = embed.index_select(0, token)[0]"
     },
-    hint="rows[length] with a Python number writes into the slot of the recording each time: index_copy_ with a tensor.",
+    hint="Either rows[length] with a Python number writes into the slot of the recording each time: index_copy_ with a "
+    "tensor. Or rows is made inside the step, and each replay makes it again, full of zeros: make it before record.",
+)
+edited(
+    "replayed",
+    "memory made inside the recording",
+    replace={
+        "    rows = torch.zeros(capacity, embed.shape[1], dtype=embed.dtype)\n": "    memory = Memory()\n",
+        "    def step() -> Tensor:\n": (
+            "    def step() -> Tensor:\n"
+            "        if memory.rows is None:\n"
+            "            memory.rows = torch.zeros(capacity, embed.shape[1], dtype=embed.dtype)\n"
+            "        rows = memory.rows\n"
+        ),
+        "num_warmups=1": "num_warmups=0",
+    },
+    hint="rows is made while recording, so each replay makes it again, full of zeros: make it before record, or warm "
+    "up once.",
 )
 edited(
     "replayed",
