@@ -16,7 +16,7 @@ from minillm.perf.meter import HbmTensor, Meter
 
 
 def key_ranges(k_len: int, num_splits: int) -> list[slice]:
-    """For free: k_len keys in min(num_splits, k_len) slices of nearly the same length, none empty; no slice for no keys."""
+    """For free: k_len keys in min(num_splits, k_len) slices of nearly one length, none empty; no slice for no keys."""
     if k_len == 0:
         return []
     num_splits = min(num_splits, k_len)
@@ -69,11 +69,11 @@ def decode_on_meter(
     make with `meter.empty(name, shape)` before the launch; the merging program loads each of them once. A program that
     walks over keys loads all of q once, and its keys in blocks of at most block_k, from the first to the last.
 
-    Scores may be as large as 10,000. The tests' meters have room for 2·rows·d + 2·block_k·d + rows·block_k + 4·rows
-    numbers, so work in place and in scopes, as in chapter 10. A launch is `with meter.kernel(name) as kernel`, a program
-    `with kernel.program(i) as p`. p has `load`, `zeros`, `full(shape, number)`, `matmul(a, b, into=c)`, which adds to c,
-    `scope` and `store(tile, hbm)`; a tile has `T`, `row_max`, `row_sum`, `maximum_`, `exp_`, `log_`, `copy_` and the
-    operators `@ *= += -= /=`.
+    Scores may be as large as 10,000. The tests' meters have room for 2·rows·d + 2·block_k·d + rows·block_k +
+    4·rows numbers, so work in place and in scopes, as in chapter 10. A launch is `with meter.kernel(name) as kernel`,
+    a program `with kernel.program(i) as p`. p has `load`, `zeros`, `full(shape, number)`, `matmul(a, b, into=c)`, which
+    adds to c, `scope` and `store(tile, hbm)`; a tile has `T`, `row_max`, `row_sum`, `maximum_`, `exp_`, `log_`, `copy_`
+    and the operators `@ *= += -= /=`.
 
     Example: 2 rows, d = 4, 10 keys. One split reads 8 + 80 numbers and writes 8. Two splits read 2 · 8 + 80 for the
     keys and 2 · 2 · (4 + 1) for the merge, and write 2 · 2 · (4 + 1) + 8.
@@ -112,10 +112,10 @@ def split_decode(q: Tensor, k: Tensor, v: Tensor, *, seq_len: int, num_splits: i
     (capacity, dim) are slabs of a cache: keys 0 … seq_len − 1 are valid, those of the new tokens included; what stands
     behind them may be anything, NaN too. Token i is at place seq_len − q_len + i and sees the keys up to its own.
 
-    Returns out (q_len, group, dim) and lse (q_len, group), natural log. Scores are q · k / sqrt(d) and may be as large
-    as 10,000. There may be more splits than keys, and a split may lie behind the place of some tokens. If
-    seq_len < q_len, the first tokens have no key: out is 0 and lse −inf, never NaN; seq_len may be 0. With more than one
-    split no tensor of all rows times all keys is made.
+    Returns out (q_len, group, dim) and lse (q_len, group), natural log. Scores are q · k / sqrt(d) and may be as
+    large as 10,000. There may be more splits than keys, and a split may lie behind the place of some tokens. If
+    seq_len < q_len, the first tokens have no key: out is 0 and lse −inf, never NaN; seq_len may be 0. With more than
+    one split no tensor of all rows times all keys is made.
 
     Example: q = [[[0.]], [[0.]]] (two tokens, one head), k = [[0.], [0.], [7.]], v = [[1.], [3.], [9.]], seq_len=2: the
     first token sees the first key, the second one both: out = [[[1.]], [[2.]]], lse = [[0.], [ln 2]].

@@ -23,7 +23,7 @@ from notebook_pairing import ROOT
 LIMIT_S = 300  # for one cell: something hangs
 STARTUP_S = 120
 
-# Linux has the peak of this program alone (VmHWM); what `getrusage` says there may be that of the process that started it.
+# Linux has the peak of this program alone (VmHWM); what `getrusage` says there may be that of the one that started it.
 USAGE = """
 import time as _t
 try:
