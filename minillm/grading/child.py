@@ -5,9 +5,9 @@ It reports as JSON lines. Should it hang or die, the parent goes on with another
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import os
+import sys
 import threading
 import time
 from typing import Any, TextIO
@@ -29,7 +29,7 @@ class Streamer:
         self.errors = errors
         self.lock = threading.Lock()
         self.running: str | None = None  # the test whose student's code runs
-        self.cpu_start = 0.0
+        self.cpu_start = self.started = 0.0
         threading.Thread(target=self._beat, daemon=True).start()
 
     def _beat(self) -> None:
@@ -38,6 +38,21 @@ class Streamer:
             time.sleep(BEAT_SECONDS)
             if (test := self.running) is not None:
                 self._send({"event": "alive", "id": test, "cpu_s": time.process_time() - self.cpu_start})
+                if time.monotonic() - self.started > 0.8 * self.seconds:  # before the parent gives up
+                    self._note_place()
+
+    def _note_place(self) -> None:
+        """Write down which line is being executed, in the form of faulthandler, innermost call first.
+
+        With Python's lock held: faulthandler itself reads the calls while they change, and now and then crashes.
+        """
+        places = ["Timeout (still running):"]
+        frame = sys._current_frames().get(threading.main_thread().ident or 0)
+        while frame is not None:
+            places.append(f'  File "{frame.f_code.co_filename}", line {frame.f_lineno} in {frame.f_code.co_name}')
+            frame = frame.f_back
+        self.errors.write("\n".join(places) + "\n")
+        self.errors.flush()
 
     def _send(self, event: dict[str, Any]) -> None:
         with self.lock:
@@ -59,14 +74,11 @@ class Streamer:
 
     def announce(self, event: dict[str, Any]) -> None:
         self._send(event)
-        if event["event"] == "loaded":  # before the parent gives up, note which line is being executed
-            self.cpu_start = time.process_time()
+        if event["event"] == "loaded":
+            self.cpu_start, self.started = time.process_time(), time.monotonic()
             self.running = event["id"]
-            seconds = max(self.seconds * 0.9, 0.05)
-            faulthandler.dump_traceback_later(seconds, repeat=True, file=self.errors)
         else:
             self.running = None
-            faulthandler.cancel_dump_traceback_later()
 
 
 def main() -> int:
