@@ -218,7 +218,7 @@ def seconds_of(item: pytest.Item) -> float:
 
 
 def last_line_in(traceback: str, file: Path) -> str:
-    """The innermost place of the file in the calls that the child noted, as "line 7 in attend"; empty if there is none."""
+    """The innermost place of the file in the calls that the child noted: "line 7 in attend", or empty."""
     latest = traceback[max(traceback.rfind("Timeout ("), 0) :]
     match = re.search(rf'File "[^"]*{re.escape(file.name)}", (line \d+ in \S+)', latest)
     return match[1] if match else ""
